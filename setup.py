@@ -1,0 +1,44 @@
+"""Metadata and dependencies of `tf_natgrad`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "tf_natgrad" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="tf-natgrad",
+    version=VERSION,
+    description="Natural gradients and curvature for TensorFlow 2 and Keras 3",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["tf_natgrad", "tf_natgrad.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "tensorflow>=2.20",
+        "keras>=3.13",
+        "tensorflow-probability[tf]>=0.25",
+        "tensorflow-datasets>=4.9.8",
+        "importlib_resources",  # tensorflow-datasets imports it and does not declare it
+        "numpy",
+        "scipy",
+        "matplotlib",
+        "tqdm",
+        "scikit-learn",  # carries the digits that stand in for MNIST without a network
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.5"],
+        "rl": ["gymnasium>=1.1"],
+        "gpu": ["tensorflow[and-cuda]>=2.20"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

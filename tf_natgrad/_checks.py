@@ -1,0 +1,143 @@
+"""How this package refuses: the argument, what came, what was expected, what to do.
+
+A condition on values is a `ValueError` where the values are at hand (eager execution) and an assertion of the
+graph otherwise; `as_value_error` turns the latter back into a `ValueError` at the border to Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import numbers
+
+import tensorflow as tf
+
+_LOGGER = logging.getLogger("tf_natgrad")
+_logged: set[str] = set()
+
+# Marks the messages of this package inside TensorFlow's own error text.
+_OPEN, _CLOSE = "[tf_natgrad] ", " [/tf_natgrad]"
+
+
+def message(argument: str, received: object, expected: str, remedy: str = "") -> str:
+    """Returns the text of an error about one argument.
+
+    >>> message("damping", -1.0, "a number >= 0", "Pass `damping=0.1`.")
+    '`damping`: received -1.0; expected a number >= 0. Pass `damping=0.1`.'
+    """
+    text = f"`{argument}`: received {received}; expected {expected}."
+    return f"{text} {remedy}".rstrip()
+
+
+def check_number(
+    argument: str,
+    value: object,
+    *,
+    minimum: float | None = None,
+    exclusive: bool = False,
+    integer: bool = False,
+    remedy: str = "",
+) -> None:
+    """Checks that a hyper-parameter is a finite number in range.
+
+    Args:
+        argument: its name, for the message.
+        value: what the user gave.
+        minimum: the least value allowed, if any.
+        exclusive: whether `minimum` itself is refused.
+        integer: whether only whole numbers are allowed.
+        remedy: what the user can do, for the message.
+
+    Raises:
+        TypeError: if `value` is not a real number (or not an integer).
+        ValueError: if it is not finite or too small.
+    """
+    kind = numbers.Integral if integer else numbers.Real
+    noun = "an integer" if integer else "a number"
+    bound = "" if minimum is None else f" {'>' if exclusive else '>='} {minimum:g}"
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(message(argument, f"{value!r} ({type(value).__name__})", noun + bound, remedy))
+    too_small = minimum is not None and (value <= minimum if exclusive else value < minimum)
+    if value != value or value in (float("inf"), -float("inf")) or too_small:
+        raise ValueError(message(argument, value, f"{noun}{bound}, finite", remedy))
+
+
+def check_choice(argument: str, value: object, choices: tuple[str, ...]) -> None:
+    """Checks that an option is one of a few words.
+
+    Args:
+        argument: its name, for the message.
+        value: what the user gave.
+        choices: the words allowed.
+
+    Raises:
+        ValueError: if `value` is none of them.
+    """
+    if value not in choices:
+        raise ValueError(message(argument, repr(value), "one of " + ", ".join(map(repr, choices))))
+
+
+def check_rank_one(argument: str, value: tf.Tensor, size: int | None) -> None:
+    """Checks that a tensor is a vector, of a given size where one is known.
+
+    Args:
+        argument: its name, for the message.
+        value: the tensor.
+        size: the number of entries expected, or `None`.
+
+    Raises:
+        ValueError: if the static shape contradicts `[size]`.
+    """
+    if not value.shape.is_compatible_with([size]):
+        raise ValueError(message(argument, f"shape {tuple(value.shape)}", f"shape [{'m' if size is None else size}]"))
+
+
+def require(condition: tf.Tensor, text: str) -> None:
+    """Refuses with `text` unless the scalar boolean `condition` holds.
+
+    Raises:
+        ValueError: at once, where the condition has a value; in a graph an assertion is added instead.
+    """
+    static = tf.get_static_value(condition)
+    if static is not None:
+        if not static:
+            raise ValueError(text)
+    else:
+        tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
+
+
+def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
+    """Whether all entries of all floating tensors are finite (scalar boolean).
+
+    One sum per tensor, which takes no memory: it is not finite where an entry is not (or where the sum
+    overflows, which is a reason to refuse too).
+    """
+    sums = [tf.reduce_sum(t) for t in tensors if t.dtype.is_floating]
+    return tf.reduce_all([tf.math.is_finite(s) for s in sums]) if sums else tf.constant(True)
+
+
+def log_once(text: str) -> None:
+    """Logs a warning the first time that its first twenty characters come up, and not again."""
+    key = text[:20]
+    if key not in _logged:
+        _logged.add(key)
+        _LOGGER.warning("%s (logged once)", text)
+
+
+@contextlib.contextmanager
+def as_value_error():
+    """Turns a failed assertion of `require` into a `ValueError` with the same text.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: where the body failed with one of this package's messages inside a graph.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        text = str(error)
+        if _OPEN not in text or _CLOSE not in text:
+            raise
+        raise ValueError(text.split(_OPEN, 1)[1].split(_CLOSE, 1)[0]) from None

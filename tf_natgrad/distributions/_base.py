@@ -1,0 +1,89 @@
+"""The interface of an output distribution: what the network's outputs mean, and their Fisher algebra."""
+
+from __future__ import annotations
+
+import abc
+
+import tensorflow as tf
+
+from tf_natgrad._typing import TensorLike
+
+
+class Distribution(abc.ABC):
+    """A batch of distributions, given by the parameters `[..., C]` that a network puts out.
+
+    The Fisher of the distribution in these parameters is `L = S S^T`, `[C, C]` for each entry of the batch. Only
+    the factor `S` (`[C, R]`) is ever needed, so a distribution of one's own defines `log_prob`, `sample`, `kl`,
+    `fisher_factor_columns` and `score_factor`; the rest follows.
+
+    Args:
+        parameters: floating-point tensor `[..., C]`.
+    """
+
+    def __init__(self, parameters: TensorLike):
+        self.parameters = tf.convert_to_tensor(parameters)
+
+    @property
+    @abc.abstractmethod
+    def fisher_rank(self) -> int:
+        """R, the number of columns of the factor `S`."""
+
+    @abc.abstractmethod
+    def log_prob(self, value: TensorLike) -> tf.Tensor:
+        """Log-probability of `value`, `[...]`."""
+
+    @abc.abstractmethod
+    def sample(self, seed: TensorLike) -> tf.Tensor:
+        """One draw per distribution, a function of the `[2]` integer `seed` alone."""
+
+    @abc.abstractmethod
+    def kl(self, other: Distribution) -> tf.Tensor:
+        """`KL(self || other)`, `[...]`, in nats."""
+
+    @abc.abstractmethod
+    def fisher_factor_columns(self) -> tf.Tensor:
+        """The columns of `S`, as `[R, ..., C]`."""
+
+    @abc.abstractmethod
+    def score_factor(self, value: TensorLike) -> tf.Tensor:
+        """`u` `[..., R]` such that `S u` is the gradient of `-log_prob(value)` in the parameters."""
+
+    def mode(self) -> tf.Tensor:
+        """The most probable value."""
+        raise NotImplementedError(f"{type(self).__name__} defines no mode")
+
+    def entropy(self) -> tf.Tensor:
+        """Entropy, `[...]`, in nats."""
+        raise NotImplementedError(f"{type(self).__name__} defines no entropy")
+
+    def self_kl(self) -> tf.Tensor:
+        """`KL(self || stop_gradient(self))`, `[...]`: zero, with the Fisher as its Hessian.
+
+        Without `stop_gradient` the value would be identically zero, and its Hessian the zero matrix.
+        """
+        return self.kl(self.with_parameters(tf.stop_gradient(self.parameters)))
+
+    def with_parameters(self, parameters: tf.Tensor) -> Distribution:
+        """The same kind of distribution at other parameters."""
+        return type(self)(parameters)
+
+    def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
+        """`S v`: `[..., R] -> [..., C]`."""
+        return tf.einsum("...r,r...c->...c", vector, self.fisher_factor_columns())
+
+    def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
+        """`S^T v`: `[..., C] -> [..., R]`."""
+        return tf.einsum("...c,r...c->...r", vector, self.fisher_factor_columns())
+
+    def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
+        """`L v = S S^T v`: `[..., C] -> [..., C]`."""
+        return self.fisher_factor(self.fisher_factor_transpose(vector))
+
+
+def unit_columns(parameters: tf.Tensor) -> tf.Tensor:
+    """The unit vectors of the last axis, `[C, 1, ..., 1, C]`, to be broadcast against `parameters` `[..., C]`."""
+    size = parameters.shape[-1]
+    return tf.reshape(tf.eye(size, dtype=parameters.dtype), [size] + [1] * (parameters.shape.rank - 1) + [size])
+
+
+__all__ = ["Distribution", "unit_columns"]

@@ -1,0 +1,321 @@
+"""The one table from Keras losses to the distributions of which they are the negative log-likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import LossLike, TensorLike
+from tf_natgrad.distributions._base import Distribution
+from tf_natgrad.distributions.bernoulli import BernoulliPd
+from tf_natgrad.distributions.categorical import CategoricalPd
+from tf_natgrad.distributions.gaussian import DiagGaussianPd
+
+_MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """A loss read as `sum_i w_i (-log p(y_i | z_i))`, up to a constant.
+
+    Attributes:
+        loss: what the user gave (a Keras loss, its name, or a distribution class).
+        make_distribution: from network outputs `[N, ..., C]` to the distribution, whose `parameters` are what is
+            to be differentiated (the logits, where the outputs come straight from a softmax or sigmoid).
+        make_targets: from the user's `y` and the distribution to what `log_prob` takes, checked.
+        reduction: Keras's name of how the losses of the batch are summed up.
+        mean_over_outputs: whether the loss is a mean over the C outputs too (binary cross-entropy).
+    """
+
+    loss: LossLike
+    make_distribution: Callable[[tf.Tensor], Distribution]
+    make_targets: Callable[[TensorLike, Distribution], tf.Tensor]
+    reduction: str = "sum_over_batch_size"
+    mean_over_outputs: bool = False
+
+    def distribution(self, outputs: tf.Tensor) -> Distribution:
+        """The distribution that the network's outputs `[N, ..., C]` stand for.
+
+        Raises:
+            TypeError: if the model has several outputs.
+            ValueError: if there is no axis of outputs.
+        """
+        if isinstance(outputs, dict | list | tuple):
+            raise TypeError(
+                _checks.message(
+                    "model",
+                    f"{len(outputs)} outputs",
+                    "one output tensor",
+                    "Concatenate the outputs, or train the heads one by one.",
+                )
+            )
+        if outputs.shape.rank is None or outputs.shape.rank < 2 or outputs.shape[-1] is None:
+            raise ValueError(
+                _checks.message("model", f"outputs of shape {outputs.shape}", "outputs of shape [batch, ..., C]")
+            )
+        return self.make_distribution(outputs)
+
+    def targets(self, y: TensorLike, pd: Distribution) -> tf.Tensor:
+        """`y` in the form that `pd.log_prob` takes.
+
+        Raises:
+            ValueError: if its shape or its labels do not fit the distribution.
+        """
+        targets = self.make_targets(y, pd)
+        _require_same_batch("y", targets, pd)
+        return targets
+
+    def weights(self, outputs: tf.Tensor, pd: Distribution, sample_weight: TensorLike | None) -> tf.Tensor:
+        """`w`, the weight of each position `[N, ...]`, as Keras's reduction has it.
+
+        Args:
+            outputs: the network's outputs (they may carry a Keras mask).
+            pd: their distribution.
+            sample_weight: `[N]`, `[N, 1]` or one weight per position, or `None`.
+
+        Returns:
+            Non-negative weights, `1 / N` each for a plain mean.
+
+        Raises:
+            ValueError: if the weights have a wrong shape, or one is negative.
+        """
+        dtype = pd.parameters.dtype
+        shape = tf.shape(pd.parameters)[:-1]
+        weights = tf.ones(shape, dtype)
+        count = tf.cast(tf.reduce_prod(shape), dtype)
+        mask = getattr(outputs, "_keras_mask", None)
+        if mask is not None:
+            weights *= tf.cast(mask, dtype)
+            if self.reduction in _MEAN_REDUCTIONS:
+                count = tf.reduce_sum(weights)
+        if sample_weight is not None:
+            given = self._per_position(tf.cast(sample_weight, dtype), pd)
+            _require_same_batch("sample_weight", given, pd)
+            _checks.require(
+                tf.reduce_all(given >= 0),
+                _checks.message("sample_weight", "a negative or NaN weight", "weights >= 0"),
+            )
+            weights *= given
+        if self.reduction == "mean_with_sample_weight":
+            count = tf.reduce_sum(weights)
+        if self.reduction == "sum":
+            count = tf.ones([], dtype)
+        if self.mean_over_outputs:
+            count *= pd.parameters.shape[-1]
+        return tf.math.divide_no_nan(weights, count)
+
+    def _per_position(self, sample_weight: tf.Tensor, pd: Distribution) -> tf.Tensor:
+        target = pd.parameters.shape[:-1]
+        given = sample_weight
+        if given.shape.rank == target.rank + 1 and given.shape[-1] == 1:
+            given = tf.squeeze(given, -1)
+        if given.shape.rank is not None and given.shape.rank < target.rank:
+            given = tf.reshape(given, tf.concat([tf.shape(given), [1] * (target.rank - given.shape.rank)], 0))
+        fits = given.shape.rank == target.rank and all(
+            a is None or b is None or a == b or (a == 1 and axis > 0)
+            for axis, (a, b) in enumerate(zip(given.shape, target, strict=True))
+        )
+        if not fits:
+            raise ValueError(
+                _checks.message(
+                    "sample_weight",
+                    f"shape {tuple(sample_weight.shape)}",
+                    f"one weight per example, or shape {tuple(target)}",
+                )
+            )
+        return given
+
+
+def likelihood_of(loss: LossLike) -> Likelihood:
+    """Reads a loss as a likelihood.
+
+    | loss | distribution |
+    |---|---|
+    | `SparseCategoricalCrossentropy`, `CategoricalCrossentropy` | `CategoricalPd` |
+    | `BinaryCrossentropy` | `BernoulliPd` |
+    | `MeanSquaredError` | `DiagGaussianPd.with_fixed_std(z, sqrt(D / 2))` |
+    | a `Distribution` subclass | itself; the loss is its mean negative log-likelihood |
+
+    >>> likelihood_of("mse").reduction
+    'sum_over_batch_size'
+
+    Args:
+        loss: a Keras loss object or function, its name, or a subclass of `Distribution`. It is never guessed.
+
+    Returns:
+        A `Likelihood`.
+
+    Raises:
+        ValueError: if the loss is unknown, or has an option that is not a likelihood.
+    """
+    if isinstance(loss, Likelihood):
+        return loss
+    if isinstance(loss, type) and issubclass(loss, Distribution):
+        return Likelihood(loss, loss, lambda y, pd: tf.convert_to_tensor(y))
+    found = loss
+    if isinstance(loss, str):
+        try:
+            found = keras.losses.get(loss)
+        except ValueError:
+            found = None
+    if found in _FUNCTIONS:
+        found = _FUNCTIONS[found]()
+    make = _TABLE.get(type(found))
+    if make is None:
+        raise ValueError(
+            _checks.message(
+                "loss",
+                repr(loss),
+                "one of " + ", ".join(cls.__name__ for cls in _TABLE) + ", its name, or a `Distribution` subclass",
+                "The Fisher needs to know the distribution of which the loss is the negative log-likelihood; write "
+                "a `tf_natgrad.distributions.Distribution` for a loss of your own.",
+            )
+        )
+    config = {"axis": -1, "ignore_class": None, "label_smoothing": 0.0, "from_logits": False}
+    config |= getattr(found, "_fn_kwargs", {}) | found.get_config()
+    for option, allowed in (("axis", (-1,)), ("ignore_class", (None,))):
+        if config[option] not in allowed:
+            raise ValueError(
+                _checks.message(
+                    "loss",
+                    f"{type(found).__name__}({option}={config[option]!r})",
+                    f"{option}={allowed[0]!r}",
+                    "Use a `sample_weight` of zero to leave positions out." if option == "ignore_class" else "",
+                )
+            )
+    if found.reduction not in (*_MEAN_REDUCTIONS, "sum", "mean_with_sample_weight"):
+        raise ValueError(
+            _checks.message("loss", f"reduction={found.reduction!r}", "a loss that is reduced to a scalar")
+        )
+    return dataclasses.replace(make(config), loss=loss, reduction=found.reduction)
+
+
+def _cross_entropy(config: dict, *, sparse: bool) -> Likelihood:
+    smoothing = 0.0 if sparse else config["label_smoothing"]
+
+    def make(outputs: tf.Tensor) -> Distribution:
+        logits = _recovered_logits(outputs, "Softmax")
+        if logits is None and not config["from_logits"]:
+            return CategoricalPd.from_probabilities(_at_least_single(outputs))
+        return CategoricalPd(_at_least_single(outputs if logits is None else logits))
+
+    def targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
+        if sparse:
+            return _class_indices(y, pd)
+        y = _same_shape(y, pd)
+        return y * (1.0 - smoothing) + smoothing / y.shape[-1] if smoothing else y
+
+    return Likelihood(None, make, targets)
+
+
+def _binary(config: dict) -> Likelihood:
+    smoothing = config["label_smoothing"]
+
+    def make(outputs: tf.Tensor) -> Distribution:
+        logits = _recovered_logits(outputs, "Sigmoid")
+        if logits is None and not config["from_logits"]:
+            return BernoulliPd.from_probabilities(_at_least_single(outputs))
+        return BernoulliPd(_at_least_single(outputs if logits is None else logits))
+
+    def targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
+        y = _same_shape(y, pd)
+        _checks.require(
+            tf.reduce_all((y >= 0) & (y <= 1)),
+            _checks.message("y", "a target outside [0, 1]", "targets between 0 and 1", "Binary cross-entropy."),
+        )
+        return y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
+
+    return Likelihood(None, make, targets, mean_over_outputs=True)
+
+
+def _squared_error(config: dict) -> Likelihood:
+    def make(outputs: tf.Tensor) -> Distribution:
+        return DiagGaussianPd.with_fixed_std(_at_least_single(outputs), math.sqrt(outputs.shape[-1] / 2.0))
+
+    return Likelihood(None, make, _same_shape)
+
+
+def _recovered_logits(outputs: tf.Tensor, op_type: str) -> tf.Tensor | None:
+    """The logits behind a softmax or sigmoid that made `outputs`, found the way Keras's losses find them."""
+    logits = getattr(outputs, "_keras_logits", None)
+    if logits is not None or tf.executing_eagerly():
+        return logits
+    return outputs.op.inputs[0] if outputs.op.type == op_type else None
+
+
+def _at_least_single(outputs: tf.Tensor) -> tf.Tensor:
+    return tf.cast(outputs, tf.float32) if outputs.dtype in (tf.float16, tf.bfloat16) else outputs
+
+
+def _class_indices(y: TensorLike, pd: Distribution) -> tf.Tensor:
+    parameters = pd.parameters
+    y = tf.convert_to_tensor(y)
+    received = f"shape {tuple(y.shape)}"
+    if y.shape.rank == parameters.shape.rank and y.shape[-1] == 1:
+        y = tf.squeeze(y, -1)
+    if not y.shape.is_compatible_with(parameters.shape[:-1]):
+        raise ValueError(
+            _checks.message(
+                "y",
+                received,
+                f"class indices of shape {tuple(parameters.shape[:-1])}",
+                "For one-hot targets use `CategoricalCrossentropy`.",
+            )
+        )
+    classes = parameters.shape[-1]
+    inside = tf.reduce_all((y >= 0) & (y < tf.cast(classes, y.dtype)))
+    if y.dtype.is_floating:
+        inside &= tf.reduce_all(tf.equal(y, tf.floor(y)))
+    _checks.require(
+        inside,
+        _checks.message("y", "a label out of range", f"class indices 0 to {classes - 1}", "Check the labels."),
+    )
+    return tf.cast(y, tf.int32)
+
+
+def _same_shape(y: TensorLike, pd: Distribution) -> tf.Tensor:
+    parameters = pd.parameters
+    y = tf.cast(y, parameters.dtype)
+    received = f"shape {tuple(y.shape)}"
+    if y.shape.rank == parameters.shape.rank - 1 and parameters.shape[-1] == 1:
+        y = y[..., None]
+    if not y.shape.is_compatible_with(parameters.shape):
+        raise ValueError(_checks.message("y", received, f"targets of shape {tuple(parameters.shape)}"))
+    _checks.require(
+        _checks.is_finite(y), _checks.message("y", "NaN or infinite values", "finite targets", "Clean the batch.")
+    )
+    return y
+
+
+def _require_same_batch(argument: str, tensor: tf.Tensor, pd: Distribution) -> None:
+    """Refuses a batch whose parts have different numbers of examples."""
+    static, expected = tensor.shape[0], pd.parameters.shape[0]
+    text = _checks.message(
+        argument,
+        "another number of examples" if static is None else f"{static} examples",
+        "as many as there are inputs" if expected is None else f"{expected}, as many as there are inputs",
+    )
+    same = tf.equal(tf.shape(tensor)[0], tf.shape(pd.parameters)[0])
+    _checks.require(same if static is None or expected is None else tf.constant(static == expected), text)
+
+
+_TABLE: dict[type, Callable[[dict], Likelihood]] = {
+    keras.losses.SparseCategoricalCrossentropy: functools.partial(_cross_entropy, sparse=True),
+    keras.losses.CategoricalCrossentropy: functools.partial(_cross_entropy, sparse=False),
+    keras.losses.BinaryCrossentropy: _binary,
+    keras.losses.MeanSquaredError: _squared_error,
+}
+_FUNCTIONS: dict[Callable, type] = {
+    keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.categorical_crossentropy: keras.losses.CategoricalCrossentropy,
+    keras.losses.binary_crossentropy: keras.losses.BinaryCrossentropy,
+    keras.losses.mean_squared_error: keras.losses.MeanSquaredError,
+}
+
+__all__ = ["Likelihood", "likelihood_of"]

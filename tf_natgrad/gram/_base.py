@@ -1,0 +1,67 @@
+"""What a layer rule is: the share of one layer in the Gram matrix, without the Jacobian."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@dataclasses.dataclass
+class LayerCall:
+    """One call of one layer, as `capture` saw it.
+
+    Attributes:
+        layer: the layer.
+        args: positional arguments of `layer.call`, in the layer's compute dtype.
+        kwargs: keyword arguments of `layer.call`.
+        output: what the rule differentiates to: the pre-activation, or the layer's output.
+        values: the trainable variables' values at the time of the call.
+    """
+
+    layer: keras.layers.Layer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: tf.Tensor | None = None
+    values: list[tf.Tensor] = dataclasses.field(default_factory=list)
+
+    @property
+    def inputs(self) -> tf.Tensor:
+        """The first argument."""
+        return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
+
+class Rule(abc.ABC):
+    """How the layers of some classes contribute to `K = A A^T`.
+
+    With `d` the gradients of `Q` output columns of each of `N` examples with respect to a call's output
+    (`[Q, N, ...]`, column q of example i in `d[q, i]`), and `G[q, i]` the resulting gradient of the layer's
+    variables, the layer's share is `K[(q, i), (r, j)] = <G[q, i], G[r, j]>`, `[Q N, Q N]`, rows with q major.
+    """
+
+    # Whether `LayerCall.output` is what the layer's `activation` is given, rather than the layer's output.
+    pre_activation: bool = False
+
+    def supports(self, layer: keras.layers.Layer) -> bool:
+        """Whether this rule is right for this instance."""
+        return True
+
+    @abc.abstractmethod
+    def gram(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        """The share `[Q N, Q N]` of all calls of one layer, jointly.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            gradients: for each call, the gradients `[Q, N, ...]` of the columns with respect to its output.
+            dtype: in which the sums are taken.
+
+        Returns:
+            A symmetric matrix.
+        """
+
+
+__all__ = ["LayerCall", "Rule"]

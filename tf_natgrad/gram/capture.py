@@ -1,0 +1,240 @@
+"""Records the calls of the layers that own weights, within one forward pass, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad.gram._base import LayerCall, Rule
+from tf_natgrad.gram.dense import DenseRule
+from tf_natgrad.gram.fallback import FallbackRule
+from tf_natgrad.linearize import Linearization
+from tf_natgrad.parameters import FlatParameters
+
+# Layers that are taken as a whole although they contain others: those run inside a loop of the outer layer.
+_WHOLE = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
+
+_RULES: dict[type, Rule] = {keras.layers.Dense: DenseRule()}
+_FALLBACK = FallbackRule()
+
+
+def register_rule(layer_class: type, rule: Rule) -> None:
+    """Makes `rule` the rule of a layer class (of exactly that class: a subclass may compute something else).
+
+    Args:
+        layer_class: a subclass of `keras.layers.Layer`.
+        rule: how its calls contribute to the Gram matrix.
+    """
+    _RULES[layer_class] = rule
+
+
+def rule_for(layer: keras.layers.Layer) -> Rule:
+    """The rule registered for the layer's class, or the fallback."""
+    rule = _RULES.get(type(layer), _FALLBACK)
+    return rule if rule.supports(layer) else _FALLBACK
+
+
+class Record:
+    """The captured calls of one forward pass.
+
+    Attributes:
+        calls: in the order in which they happened.
+        refusal: why the Gram matrix does not exist for this pass, or `None`.
+    """
+
+    def __init__(self):
+        self.calls: list[LayerCall] = []
+        self.refusal: str | None = None
+
+    def groups(self) -> list[list[LayerCall]]:
+        """The calls that share variables, together: a layer called twice, or weights tied between layers."""
+        groups: list[tuple[set[int], list[LayerCall]]] = []
+        for call in self.calls:
+            own = {id(v) for v in call.layer.trainable_variables}
+            joined = [g for g in groups if g[0] & own]
+            merged = (own.union(*(g[0] for g in joined)), [c for g in joined for c in g[1]] + [call])
+            groups = [g for g in groups if not any(g is j for j in joined)] + [merged]
+        return [calls for _, calls in groups]
+
+    def gram(self, linearization: Linearization, columns: tf.Tensor) -> tf.Tensor:
+        """`K = A A^T` for the rows whose output gradients are `columns`.
+
+        Args:
+            linearization: of the pass that was recorded.
+            columns: `[Q, N, ..., C]`; row (q, i) of `A` is the gradient of `<columns[q, i], z[i]>`.
+
+        Returns:
+            `[Q N, Q N]`, rows with q major, in the dtype of the variables.
+
+        Raises:
+            ValueError: where the pass mixes examples or draws random numbers inside a layer with weights.
+        """
+        self.check(linearization.flat_parameters)
+        outputs = [call.output for call in self.calls]
+        gradients = tf.vectorized_map(lambda c: linearization.pullback_to(outputs, c), columns)
+        for gradient, output in zip(gradients, outputs, strict=True):
+            gradient.set_shape([columns.shape[0], *output.shape])
+        by_call = {id(call): g for call, g in zip(self.calls, gradients, strict=True)}
+        dtype = linearization.flat_parameters.dtype
+        shares = []
+        for calls in self.groups():
+            same_layer = all(call.layer is calls[0].layer for call in calls)
+            rule = rule_for(calls[0].layer) if same_layer else _FALLBACK
+            shares.append(rule.gram(calls, [by_call[id(call)] for call in calls], dtype))
+        return tf.add_n(shares)
+
+    def check(self, flat_parameters: FlatParameters) -> None:
+        """Refuses where the Gram matrix is undefined, or where a variable was used outside of any recorded call.
+
+        Raises:
+            ValueError: with what to do instead.
+        """
+        if self.refusal is None:
+            seen = {id(v): v for call in self.calls for v in call.layer.trainable_variables}
+            wanted = {id(v): v for v in flat_parameters.variables}
+            odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
+            if odd:
+                self.refusal = (
+                    "The Gram solver needs every trainable variable to belong to a layer that the model calls; these "
+                    f"do not: {', '.join(odd)}. Use `solver=ConjugateGradient()`."
+                )
+        if self.refusal is not None:
+            raise ValueError(self.refusal)
+
+
+@contextlib.contextmanager
+def capture(model: keras.layers.Layer) -> Iterator[Record]:
+    """Records what the Gram rules need of the model's next call.
+
+    Within the context, the `call` (and for some layers the `activation`) of every layer with trainable weights is
+    replaced by a recording one; on leaving, all is as before.
+
+    >>> import keras, tensorflow as tf
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> with capture(model) as record:
+    ...     _ = model(tf.ones([4, 3]))
+    >>> [call.layer.units for call in record.calls]
+    [2]
+
+    Args:
+        model: a Keras model, built or not.
+
+    Yields:
+        The `Record` that fills up.
+    """
+    record = Record()
+    graph = _graph()
+    with contextlib.ExitStack() as stack:
+        for layer in _units(model):
+            _record_layer(stack, layer, record, graph)
+        yield record
+
+
+def _units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """The layers to be recorded: the outermost ones that own weights or have a rule, each once."""
+    seen: set[int] = set()
+
+    def walk(node: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        is_unit = type(node) in _RULES or isinstance(node, (*_WHOLE, keras.layers.BatchNormalization))
+        if is_unit or _owns_weights(node):
+            yield node
+        else:
+            for child in node._flatten_layers(include_self=False, recursive=False):
+                yield from walk(child)
+
+    yield from walk(layer)
+
+
+def _owns_weights(layer: keras.layers.Layer) -> bool:
+    inner = {id(v) for child in layer._flatten_layers(include_self=False) for v in child.variables}
+    return any(id(v) not in inner for v in layer.trainable_variables)
+
+
+def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record: Record, graph: object) -> None:
+    rule = None
+    pending: list[LayerCall] = []
+    original_call = layer.call
+
+    def recording_call(*args, **kwargs):
+        nonlocal rule
+        rule = rule_for(layer)
+        call = LayerCall(layer, args, kwargs)
+        pending.append(call)
+        output = original_call(*args, **kwargs)
+        pending.pop()
+        record.refusal = record.refusal or _refusal(layer, call, graph)
+        if layer.trainable_variables:
+            if call.output is None:
+                call.output = output
+            call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
+            record.calls.append(call)
+        return output
+
+    _swap(stack, layer, "call", recording_call)
+    if _RULES.get(type(layer), _FALLBACK).pre_activation:
+        activation = layer.activation
+
+        def recording_activation(x, *args, **kwargs):
+            if pending and rule is not None and rule.pre_activation:
+                pending[-1].output = x
+            return activation(x, *args, **kwargs)
+
+        _swap(stack, layer, "activation", recording_activation)
+
+
+def _swap(stack: contextlib.ExitStack, layer: keras.layers.Layer, name: str, value: object) -> None:
+    had = name in vars(layer)
+    before = vars(layer).get(name)
+
+    def restore():
+        if had:
+            object.__setattr__(layer, name, before)
+        else:
+            object.__delattr__(layer, name)
+
+    stack.callback(restore)
+    object.__setattr__(layer, name, value)
+
+
+def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str | None:
+    """Why a call of this layer rules the Gram matrix out, if it does."""
+    training = call.kwargs.get("training")
+    way_out = "Use `solver=ConjugateGradient()`"
+    if isinstance(layer, keras.layers.BatchNormalization) and training and layer.trainable:
+        return (
+            f"Layer {layer.name!r}: with BatchNormalization in training mode every output depends on the whole "
+            "batch, so the per-example gradients that the Gram solver is made of do not exist. "
+            f"{way_out}, freeze the layer (`layer.trainable = False`), or use LayerNormalization."
+        )
+    if training and rule_for(layer) is _FALLBACK and _draws_random_numbers(layer) and layer.trainable_variables:
+        return (
+            f"Layer {layer.name!r} draws random numbers inside a layer with weights; the Gram solver would have to "
+            f"draw them again. {way_out}, or set its dropout to 0 and add a Dropout layer."
+        )
+    if layer.trainable_variables and _graph() is not graph:
+        return (
+            f"Layer {layer.name!r} is called inside a loop or a function of its own, where the Gram solver cannot "
+            f"see it. {way_out}."
+        )
+    return None
+
+
+def _draws_random_numbers(layer: keras.layers.Layer) -> bool:
+    rates = ("dropout", "recurrent_dropout", "rate", "_dropout")
+    inner = layer._flatten_layers(include_self=True)
+    return any(
+        isinstance(getattr(node, name, None), float) and getattr(node, name) > 0 for node in inner for name in rates
+    )
+
+
+def _graph() -> object:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+__all__ = ["Record", "capture", "register_rule", "rule_for"]

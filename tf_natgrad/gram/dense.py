@@ -1,0 +1,73 @@
+"""Dense layers: products of inputs times products of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad.gram._base import LayerCall, Rule
+
+
+class DenseRule(Rule):
+    """`K[(q,i),(r,j)] = (h_i . h_j + [bias]) (d_qi . d_rj)`, `d` the gradient at the pre-activation.
+
+    With positions t (inputs `[N, T, D]`, or a layer that is called several times) the sum runs over pairs of
+    positions: `sum_tt' (h_it . h_jt' + [bias]) (d_qit . d_rjt')`, cross terms included.
+    """
+
+    pre_activation = True
+
+    def supports(self, layer: keras.layers.Layer) -> bool:
+        trainable = {id(v) for v in layer.trainable_variables}
+        plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
+        own = [layer.kernel] + ([layer.bias] if layer.use_bias else [])
+        return plain and trainable == {id(v) for v in own}
+
+    def gram(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        bias = 1.0 if calls[0].layer.use_bias else 0.0
+        if len(calls) == 1 and calls[0].inputs.shape.rank == 2:
+            h = tf.cast(calls[0].inputs, dtype)
+            d = tf.cast(gradients[0], dtype)
+            columns = tf.shape(d)[0]
+            d = tf.reshape(d, [-1, d.shape[-1]])
+            inner = tf.linalg.matmul(h, h, transpose_b=True) + bias
+            # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
+            return tf.linalg.matmul(d, d, transpose_b=True) * tf.tile(inner, [columns, columns])
+        h = tf.concat([_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
+        d = tf.concat([_positions(tf.cast(g, dtype), 2) for g in gradients], 2)
+        return _sum_over_positions(h, d, bias)
+
+
+def _positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
+    """`[*batch, ..., D] -> [*batch, T, D]`."""
+    shape = tf.shape(tensor)
+    return tf.reshape(tensor, tf.concat([shape[:batch_axes], [-1], [tensor.shape[-1]]], 0))
+
+
+def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, bias: float) -> tf.Tensor:
+    """The double sum over positions, for inputs `[N, T, D]` and gradients `[Q, N, T, U]`.
+
+    Few positions: the products of all pairs, `(Q N T)^2` numbers. Many: the per-example weight gradients,
+    `Q N D U` numbers, whose products are the sums.
+    """
+    shape = tf.shape(d)
+    columns, examples, positions = shape[0], shape[1], d.shape[2]
+    rows, units, features = columns * examples, d.shape[3], h.shape[2]
+    if positions is not None and positions**2 * (units + features) <= units * features:
+        d = tf.reshape(tf.transpose(d, [2, 0, 1, 3]), [-1, units])
+        h = tf.reshape(tf.transpose(h, [1, 0, 2]), [-1, features])
+        inner = tf.linalg.matmul(h, h, transpose_b=True) + bias
+        inner = tf.reshape(inner, [positions, 1, examples, positions, 1, examples])
+        inner = tf.reshape(tf.tile(inner, [1, columns, 1, 1, columns, 1]), [positions, rows, positions, rows])
+        outer = tf.reshape(tf.linalg.matmul(d, d, transpose_b=True), [positions, rows, positions, rows])
+        return tf.reduce_sum(inner * outer, [0, 2])
+    if bias:
+        h = tf.concat([h, tf.ones_like(h[..., :1])], -1)
+        features += 1
+    gradients = tf.reshape(tf.einsum("ntf,qntu->qnfu", h, d), [rows, features * units])
+    return tf.linalg.matmul(gradients, gradients, transpose_b=True)
+
+
+__all__ = ["DenseRule"]

@@ -1,0 +1,117 @@
+"""Any layer without a rule of its own: per-example gradients, in chunks under a memory limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad.gram._base import LayerCall, Rule
+
+# Bytes of per-example gradients held at once.
+MEMORY_LIMIT = 1 << 30
+
+
+class FallbackRule(Rule):
+    """Forms `G[q, i]` itself: a vector-Jacobian product of the layer alone, for each example and column.
+
+    The layer is called again, on one example at a time and at the weights that were captured, so its output must
+    be a function of that example only: what draws random numbers or mixes examples is refused by `capture`.
+
+    Args:
+        memory_limit: bytes of per-example gradients that may be held at once; beyond it rows are formed in
+            chunks, and formed again for each pair of chunks.
+    """
+
+    def __init__(self, memory_limit: int | None = None):
+        self.memory_limit = memory_limit
+
+    def gram(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        columns, examples = tf.shape(gradients[0])[0], tf.shape(gradients[0])[1]
+        rows = columns * examples
+        size = sum(v.shape.num_elements() for v in _variables(calls))
+        most = max(1, (self.memory_limit or MEMORY_LIMIT) // (2 * size * dtype.size))
+        static_rows = gradients[0].shape[:2].num_elements()
+        if static_rows is not None and static_rows <= most:
+            block = self._rows(calls, gradients, tf.range(rows), dtype)
+            return tf.linalg.matmul(block, block, transpose_b=True)
+
+        chunk = tf.minimum(most, rows)
+        chunks = (rows + chunk - 1) // chunk
+
+        def rows_of(index: tf.Tensor) -> tf.Tensor:
+            # The last chunk repeats the last row; what is too much is cut off below.
+            return self._rows(calls, gradients, tf.minimum(tf.range(chunk) + index * chunk, rows - 1), dtype)
+
+        def strip(index: tf.Tensor) -> tf.Tensor:
+            left = rows_of(index)
+            blocks = tf.map_fn(
+                lambda other: tf.linalg.matmul(left, rows_of(other), transpose_b=True),
+                tf.range(chunks),
+                fn_output_signature=tf.TensorSpec([None, None], dtype),
+                parallel_iterations=1,
+            )
+            return tf.reshape(tf.transpose(blocks, [1, 0, 2]), [chunk, -1])
+
+        strips = tf.map_fn(
+            strip, tf.range(chunks), fn_output_signature=tf.TensorSpec([None, None], dtype), parallel_iterations=1
+        )
+        return tf.reshape(strips, [-1, chunks * chunk])[:rows, :rows]
+
+    def _rows(
+        self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], rows: tf.Tensor, dtype: tf.DType
+    ) -> tf.Tensor:
+        """The gradients `G` `[len(rows), n_layer]` of these rows."""
+        example = rows % tf.shape(gradients[0])[1]
+        cotangents = [tf.gather(tf.reshape(g, tf.concat([[-1], tf.shape(g)[2:]], 0)), rows) for g in gradients]
+        arguments = [[tf.gather(a, example) for a in _batched_arguments(call)] for call in calls]
+        variables = _variables(calls)
+
+        def one_row(elements):
+            parts = [
+                _layer_vjp(call, [a[None] for a in single], cotangent[None], variables)
+                for call, single, cotangent in zip(calls, *elements, strict=True)
+            ]
+            return tf.concat([tf.reshape(tf.cast(sum(p), dtype), [-1]) for p in zip(*parts, strict=True)], 0)
+
+        return tf.vectorized_map(one_row, (arguments, cotangents))
+
+
+def _variables(calls: Sequence[LayerCall]) -> list[keras.Variable]:
+    """The trainable variables of all layers called, each once."""
+    return list({id(v): v for call in calls for v in call.layer.trainable_variables}.values())
+
+
+def _is_batched(argument: object) -> bool:
+    return tf.is_tensor(argument) and bool(argument.shape.rank)
+
+
+def _batched_arguments(call: LayerCall) -> list[tf.Tensor]:
+    """Those arguments of the call that have one entry per example."""
+    return [a for a in tf.nest.flatten((call.args, call.kwargs)) if _is_batched(a)]
+
+
+def _layer_vjp(
+    call: LayerCall, arguments: list[tf.Tensor], cotangent: tf.Tensor, variables: list[keras.Variable]
+) -> list[tf.Tensor]:
+    """The gradient of the layer's output on these arguments, with respect to each of `variables`."""
+    given = iter(arguments)
+    structure = (call.args, call.kwargs)
+    args, kwargs = tf.nest.pack_sequence_as(
+        structure, [next(given) if _is_batched(a) else a for a in tf.nest.flatten(structure)]
+    )
+    values = [tf.identity(value) for value in call.values]
+    own = call.layer.trainable_variables
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        with keras.StatelessScope(state_mapping=list(zip(own, values, strict=True))):
+            output = call.layer(*args, **kwargs)
+    gradients = tape.gradient(
+        output, values, output_gradients=cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    found = {id(v): tf.convert_to_tensor(g) for v, g in zip(own, gradients, strict=True)}
+    return [found[id(v)] if id(v) in found else tf.zeros(v.shape, v.dtype) for v in variables]
+
+
+__all__ = ["MEMORY_LIMIT", "FallbackRule"]

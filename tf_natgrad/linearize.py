@@ -1,0 +1,120 @@
+"""The Jacobian of a network at a point, as a pair of maps: one forward pass, any number of products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tf_natgrad._typing import ModelLike, TensorLike, TensorList
+from tf_natgrad.parameters import FlatParameters
+
+# A tape of the map `u -> J^T u`, its argument, and its value.
+_Transpose = tuple[tf.GradientTape, tf.Tensor, list[tf.Tensor]]
+
+
+class Linearization:
+    """`J = dz/dtheta` at one batch, where `z` is what the tape recorded of the model.
+
+    The model ran once, when the tape was recorded: no product calls it again, so dropout masks are frozen and
+    BatchNorm statistics move once. Both maps differentiate the tape: `J^T u` backward, `J v` backward through
+    that backward pass (the transpose of the linear map `u -> J^T u`), which every layer supports.
+
+    Attributes:
+        outputs: `z`, `[N, ..., C]`.
+        flat_parameters: the layout of `[n]`.
+
+    Args:
+        outputs: a tensor recorded on `tape`.
+        tape: a persistent tape, no longer recording.
+        flat_parameters: the variables with respect to which `J` is meant.
+    """
+
+    def __init__(self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters):
+        self.outputs = outputs
+        self.flat_parameters = flat_parameters
+        self._tape = tape
+        self._sources = flat_parameters.tensors
+        self._eager = tf.executing_eagerly()
+        self._transpose: _Transpose | None = None
+        if not self._eager:
+            # Recorded before any loop that uses it; what a graph does not use is pruned.
+            self.prepare_jvp()
+
+    def prepare_jvp(self) -> None:
+        """Records the backward pass that `jvp` differentiates; to be called outside of loops, once is enough."""
+        if self._transpose is None and self._eager == tf.executing_eagerly():
+            self._transpose = self._record_transpose()
+
+    def jvp(self, tangents: TensorList) -> tf.Tensor:
+        """`J v`: one tensor per variable -> `[N, ..., C]`."""
+        self.prepare_jvp()
+        # Inside a graph that closes over eager tapes the record belongs to that graph, and is not kept.
+        outer, seed, pullback = self._transpose or self._record_transpose()
+        return outer.gradient(
+            pullback, seed, output_gradients=list(tangents), unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+
+    def _record_transpose(self) -> _Transpose:
+        with tf.GradientTape(persistent=True) as outer:
+            seed = tf.zeros_like(self.outputs)
+            outer.watch(seed)
+            pullback = self.vjp(seed)
+        return outer, seed, pullback
+
+    def vjp(self, cotangent: tf.Tensor) -> list[tf.Tensor]:
+        """`J^T u`: `[N, ..., C]` -> one tensor per variable."""
+        return self.pullback_to(self._sources, cotangent)
+
+    def pullback_to(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
+        """`(dz/dsources)^T u` for variables or intermediate tensors of the same forward pass."""
+        gradients = self._tape.gradient(
+            self.outputs,
+            list(sources),
+            output_gradients=cotangent,
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return [tf.convert_to_tensor(g) for g in gradients]
+
+
+def linearize(
+    model: ModelLike,
+    x: TensorLike,
+    *,
+    training: bool = False,
+    flat_parameters: FlatParameters | None = None,
+    head: Callable[[tf.Tensor], tf.Tensor] | None = None,
+) -> Linearization:
+    """Runs a model once and returns its outputs with the maps `v -> J v` and `u -> J^T u`.
+
+    >>> import keras, tensorflow as tf
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> j = linearize(model, tf.ones([4, 3]))
+    >>> j.outputs.shape, [tuple(g.shape) for g in j.vjp(tf.ones([4, 2]))]
+    (TensorShape([4, 2]), [(3, 2), (2,)])
+
+    Args:
+        model: a Keras model.
+        x: its inputs, a batch.
+        training: the mode in which the model is called.
+        flat_parameters: the variables of interest; by default all trainable ones.
+        head: applied to the outputs before they are linearised, such as a cast or the choice of the logits.
+
+    Returns:
+        A `Linearization`.
+    """
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = call_model(model, x, training)
+        outputs = outputs if head is None else head(outputs)
+    # A model's variables may not exist before its first call.
+    return Linearization(outputs, tape, flat_parameters or FlatParameters(model.trainable_variables))
+
+
+def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
+    """Calls a model, with `training` where it takes that argument (as `fit` does)."""
+    if getattr(model, "_call_has_training_arg", True):
+        return model(x, training=training)
+    return model(x)
+
+
+__all__ = ["Linearization", "call_model", "linearize"]

@@ -1,0 +1,379 @@
+"""What all curvature matrices share: a linear operator `[n, n]` that never becomes dense unasked."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.parameters import FlatParameters
+
+# Bytes that a dense matrix may take unless the caller says otherwise.
+DENSE_MEMORY_LIMIT = 4 << 30
+
+
+class FactoredRhs(NamedTuple):
+    """A right-hand side `A^T u + damping * shift + rest`, for a matrix `A^T A + damping I`.
+
+    Kept apart, the three are solved for without the cancellation that their sum would suffer.
+
+    Attributes:
+        u: `[m]`, one number per row of the factor `A`.
+        shift: `[n]` or `None`.
+        rest: `[n]` or `None`: what does not lie in the range of `A^T`, such as a regulariser's gradient.
+    """
+
+    u: tf.Tensor | None
+    shift: tf.Tensor | None = None
+    rest: tf.Tensor | None = None
+
+
+class CurvatureOperator(tf.linalg.LinearOperator):
+    """A symmetric matrix `[n, n]` over a model's trainable variables, known by its products.
+
+    It is the matrix at the weights of its construction: it keeps what the forward pass recorded and is not
+    changed by later updates of the weights.
+
+    What would silently form the dense matrix or its inverse (`solve`, `inverse`, `cholesky`, `eigvals`, ...) is
+    refused; `to_dense` is explicit and estimates its memory first.
+
+    Args:
+        flat_parameters: the layout of `[n]`.
+        name: for TensorFlow's name scopes.
+    """
+
+    def __init__(self, flat_parameters: FlatParameters, name: str):
+        self._flat = flat_parameters
+        self._compiled_functions = _Unwrapped()
+        super().__init__(dtype=flat_parameters.dtype, is_self_adjoint=True, is_square=True, name=name)
+
+    @property
+    def flat_parameters(self) -> FlatParameters:
+        """The layout of the vectors `[n]`: the model's trainable variables, in order."""
+        return self._flat
+
+    @property
+    def is_positive_semi_definite(self) -> bool:
+        """Whether the matrix is positive semi-definite by construction."""
+        return False
+
+    @abc.abstractmethod
+    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+        """The product with a vector `[n]`, as graph code."""
+
+    def prepare(self) -> None:
+        """Does once, outside of any loop, what the products share. Called by solvers; cheap to repeat."""
+
+    def compiled(self, key: object, function: Callable) -> Callable:
+        """`function` as a graph that closes over this operator's tapes; in a trace, itself.
+
+        Args:
+            key: identifies the function, so that it is traced once per operator and shape of its arguments.
+            function: of tensors, or of structures of tensors and `None`.
+
+        Returns:
+            A callable with the same arguments.
+        """
+        if not tf.executing_eagerly():
+            return function
+
+        def call(*arguments):
+            flat = tf.nest.flatten(arguments)
+            tensors = [tf.convert_to_tensor(a) for a in flat if a is not None]
+            signature = (key, tuple((t.shape, t.dtype) for t in tensors), tuple(a is None for a in flat))
+            table = self._compiled_functions.table
+            if signature not in table:
+
+                def body(*tensors):
+                    given = iter(tensors)
+                    filled = [None if a is None else next(given) for a in flat]
+                    return function(*tf.nest.pack_sequence_as(arguments, filled))
+
+                specs = [tf.TensorSpec(t.shape, t.dtype) for t in tensors]
+                table[signature] = tf.function(body, autograph=False).get_concrete_function(*specs)
+            return table[signature](*tensors)
+
+        return call
+
+    def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
+        """The product with one vector.
+
+        Args:
+            x: `[n]`.
+            adjoint: of no consequence, the matrix being symmetric.
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            `[n]`.
+
+        Raises:
+            ValueError: if `x` is not `[n]`.
+        """
+        del adjoint
+        x = self._as_operand("x", x)
+        _checks.check_rank_one("x", x, self._flat.size)
+        with tf.name_scope(name):
+            self.prepare()
+            return self.compiled("matvec", self._product)(x)
+
+    def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
+        """The product with k vectors at once.
+
+        Args:
+            x: `[n, k]`, or `[k, n]` with `adjoint_arg`.
+            adjoint: of no consequence, the matrix being symmetric.
+            adjoint_arg: whether `x` is to be transposed first.
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            `[n, k]`.
+
+        Raises:
+            ValueError: if the shape does not fit.
+        """
+        del adjoint
+        x = self._as_operand("x", x)
+        rows = x if adjoint_arg else tf.transpose(x)
+        if rows.shape.rank != 2 or not rows.shape[1:].is_compatible_with([self._flat.size]):
+            raise ValueError(_checks.message("x", f"shape {tuple(x.shape)}", f"shape [{self._flat.size}, k]"))
+        with tf.name_scope(name):
+            self.prepare()
+            return tf.transpose(self.compiled("matmul", self._products)(rows))
+
+    def _products(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.vectorized_map(self._product, rows)
+
+    def to_dense(self, *, memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense") -> tf.Tensor:
+        """The matrix itself, after an estimate of its memory.
+
+        Args:
+            memory_limit: bytes that it may take.
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            `[n, n]`.
+
+        Raises:
+            ValueError: if it would take more than `memory_limit`.
+        """
+        self._check_dense_memory(memory_limit)
+        with tf.name_scope(name):
+            self.prepare()
+            return self.compiled("dense", self._dense)()
+
+    def _dense(self) -> tf.Tensor:
+        return in_chunks(self._products, tf.eye(self._flat.size, dtype=self.dtype))
+
+    def _check_dense_memory(self, limit: int) -> None:
+        needed = self._flat.size**2 * self.dtype.size
+        if needed > limit:
+            raise ValueError(
+                f"A dense matrix of {self._flat.size:,} x {self._flat.size:,} takes {needed / 2**30:.1f} GiB; "
+                f"`memory_limit` is {limit / 2**30:.1f} GiB. Use `solvers.Gram()` or `solvers.ConjugateGradient()`, "
+                "which never form it, or raise `memory_limit`."
+            )
+
+    def damped(self, damping: TensorLike) -> CurvatureOperator:
+        """`self + damping * I`.
+
+        Args:
+            damping: a number >= 0, or a scalar tensor.
+
+        Returns:
+            A `Damped` operator that keeps `.base` and `.damping`.
+        """
+        from tf_natgrad.operators.damped import Damped
+
+        return Damped(self, damping)
+
+    def to_scipy(self):
+        """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays.
+
+        Returns:
+            A SciPy operator of the same shape and dtype.
+        """
+        import scipy.sparse.linalg
+
+        def product(x):
+            return self.matmul(x).numpy() if np.ndim(x) == 2 else self.matvec(np.reshape(x, [-1])).numpy()
+
+        return scipy.sparse.linalg.LinearOperator(
+            (self._flat.size, self._flat.size), product, product, product, self.dtype.as_numpy_dtype, product
+        )
+
+    def _as_operand(self, argument: str, x: TensorLike) -> tf.Tensor:
+        if tf.is_tensor(x) and x.dtype != self.dtype:
+            raise TypeError(
+                _checks.message(argument, f"dtype {x.dtype.name}", f"dtype {self.dtype.name}", "Cast it first.")
+            )
+        return tf.convert_to_tensor(x, self.dtype)
+
+    # What `tf.linalg.LinearOperator` asks of a subclass.
+
+    def _shape(self) -> tf.TensorShape:
+        return tf.TensorShape([self._flat.size, self._flat.size])
+
+    def _shape_tensor(self) -> tf.Tensor:
+        return tf.constant([self._flat.size, self._flat.size], tf.int32)
+
+    def _matmul(self, x: tf.Tensor, adjoint: bool = False, adjoint_arg: bool = False) -> tf.Tensor:
+        return self.matmul(x, adjoint, adjoint_arg)
+
+
+class FactoredOperator(CurvatureOperator):
+    """A matrix `A^T A` whose factor `A` `[m, n]` and Gram matrix `K = A A^T` `[m, m]` are known by products."""
+
+    @property
+    def is_positive_semi_definite(self) -> bool:
+        return True
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> int | None:
+        """m, where it is known statically."""
+
+    @property
+    def gram_refusal(self) -> str | None:
+        """Why `gram` is refused for this operator, or `None`."""
+        return None
+
+    @abc.abstractmethod
+    def _gram(self) -> tf.Tensor:
+        """`K = A A^T`, as graph code."""
+
+    @abc.abstractmethod
+    def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A v`: `[n] -> [m]`, as graph code."""
+
+    @abc.abstractmethod
+    def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A^T u`: `[m] -> [n]`, as graph code."""
+
+    def gram(self) -> tf.Tensor:
+        """`K = A A^T` `[m, m]`: the non-zero eigenvalues of the matrix, in a matrix of the size of the batch.
+
+        Returns:
+            A symmetric matrix, formed layer by layer, without the Jacobian.
+        """
+        return self.compiled("gram", self._gram)()
+
+    def factor_matvec(self, x: TensorLike) -> tf.Tensor:
+        """`A x`: `[n] -> [m]`.
+
+        Args:
+            x: `[n]`.
+
+        Returns:
+            `[m]`.
+
+        Raises:
+            ValueError: if `x` is not `[n]`.
+        """
+        x = self._as_operand("x", x)
+        _checks.check_rank_one("x", x, self._flat.size)
+        self.prepare()
+        return self.compiled("factor", self._factor_product)(x)
+
+    def factor_transpose_matvec(self, u: TensorLike) -> tf.Tensor:
+        """`A^T u`: `[m] -> [n]`.
+
+        Args:
+            u: `[m]`.
+
+        Returns:
+            `[n]`.
+
+        Raises:
+            ValueError: if `u` is not `[m]`.
+        """
+        u = self._as_operand("u", u)
+        _checks.check_rank_one("u", u, self.rows)
+        return self.compiled("factor_transpose", self._factor_transpose_product)(u)
+
+    def factor(self) -> tf.Tensor:
+        """`A` `[m, n]` itself. It takes `m n` numbers: for small networks and tests."""
+        return self.compiled("dense_factor", self._dense_factor)()
+
+    def _dense_factor(self) -> tf.Tensor:
+        rows = self.rows
+        if rows is None:
+            raise ValueError("`factor`: the number of rows is not known statically; give the batch a fixed size.")
+        return in_chunks(
+            lambda units: tf.vectorized_map(self._factor_transpose_product, units), tf.eye(rows, dtype=self.dtype)
+        )
+
+    def _dense(self) -> tf.Tensor:
+        if self.rows is not None and self.rows <= self._flat.size:
+            factor = self._dense_factor()
+            return tf.linalg.matmul(factor, factor, transpose_a=True)
+        return super()._dense()
+
+
+class _Unwrapped:
+    """Keeps TensorFlow's attribute tracking away from a table of functions."""
+
+    def __init__(self):
+        self.table: dict[object, Callable] = {}
+
+
+def in_chunks(function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor, size: int = 128) -> tf.Tensor:
+    """`function(rows)` for many rows, `size` at a time.
+
+    Args:
+        function: from `[k, p]` to `[k, q]`, row by row.
+        rows: `[r, p]`, r known statically.
+        size: how many rows at once.
+
+    Returns:
+        `[r, q]`.
+    """
+    total = rows.shape[0]
+    if total <= size:
+        return function(rows)
+    whole = total // size * size
+    blocks = tf.map_fn(
+        function,
+        tf.reshape(rows[:whole], [total // size, size, rows.shape[1]]),
+        parallel_iterations=1,
+    )
+    result = tf.reshape(blocks, [whole, blocks.shape[-1]])
+    return result if whole == total else tf.concat([result, function(rows[whole:])], 0)
+
+
+def _refuse(name: str) -> Callable:
+    def refused(self, *args, **kwargs):
+        raise NotImplementedError(
+            f"`{name}` would form the dense matrix of {type(self).__name__}. Use the solvers in `tf_natgrad.solvers`, "
+            "or `to_dense()` and `tf.linalg` where the matrix is small."
+        )
+
+    refused.__name__ = name
+    refused.__doc__ = "Refused: it would form the dense matrix."
+    return refused
+
+
+for _name in (
+    "add_to_tensor",
+    "adjoint",
+    "assert_non_singular",
+    "assert_positive_definite",
+    "assert_self_adjoint",
+    "cholesky",
+    "cond",
+    "determinant",
+    "diag_part",
+    "eigvals",
+    "inverse",
+    "log_abs_determinant",
+    "solve",
+    "solvevec",
+    "trace",
+):
+    setattr(CurvatureOperator, _name, _refuse(_name))
+
+__all__ = ["DENSE_MEMORY_LIMIT", "CurvatureOperator", "FactoredOperator", "FactoredRhs", "in_chunks"]

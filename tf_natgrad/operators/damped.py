@@ -1,0 +1,63 @@
+"""Damping: a multiple of the identity added to a curvature matrix."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.operators._base import CurvatureOperator
+
+
+class Damped(CurvatureOperator):
+    """`base + damping * I`, `[n, n]`; what `operator.damped(damping)` returns.
+
+    Solvers look at `.base` and `.damping`: the Gram form needs them apart.
+
+    Attributes:
+        base: the matrix without damping.
+        damping: scalar tensor >= 0.
+        static_damping: its value, where it is known while tracing, or `None`.
+
+    Args:
+        base: a curvature operator.
+        damping: a number >= 0, or a scalar tensor or variable.
+
+    Raises:
+        ValueError: if `damping` is a negative number.
+        TypeError: if `base` is not a curvature operator.
+    """
+
+    def __init__(self, base: CurvatureOperator, damping: TensorLike):
+        if not isinstance(base, CurvatureOperator):
+            raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
+        if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
+            _checks.check_number("damping", damping, minimum=0.0)
+        super().__init__(base.flat_parameters, name="Damped")
+        if isinstance(base, Damped):
+            damping = base.damping + tf.cast(damping, self.dtype)
+            base = base.base
+        self.base = base
+        known = tf.is_tensor(damping) or hasattr(damping, "assign")
+        self.damping = tf.cast(tf.convert_to_tensor(damping), self.dtype) if known else tf.constant(damping, self.dtype)
+        self.static_damping = None if tf.get_static_value(self.damping) is None else float(self.damping)
+
+    @property
+    def is_positive_semi_definite(self) -> bool:
+        return self.base.is_positive_semi_definite
+
+    def prepare(self) -> None:
+        self.base.prepare()
+
+    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self.base._product(vector) + self.damping * vector
+
+    def _products(self, rows: tf.Tensor) -> tf.Tensor:
+        return self.base._products(rows) + self.damping * rows
+
+    def _dense(self) -> tf.Tensor:
+        dense = self.base._dense()
+        return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self.damping)
+
+
+__all__ = ["Damped"]

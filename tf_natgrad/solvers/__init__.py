@@ -1,0 +1,21 @@
+"""Ways to solve `(F + damping I) x = g`."""
+
+from tf_natgrad.solvers._base import Solution, Solver
+from tf_natgrad.solvers.auto import Auto, get
+from tf_natgrad.solvers.conjugate_gradient import CGInfo, ConjugateGradient, StopReason
+from tf_natgrad.solvers.gram import Gram, GramInfo
+from tf_natgrad.solvers.svd import SVDInfo, SVDPseudoInverse
+
+__all__ = [
+    "Auto",
+    "CGInfo",
+    "ConjugateGradient",
+    "Gram",
+    "GramInfo",
+    "SVDInfo",
+    "SVDPseudoInverse",
+    "Solution",
+    "Solver",
+    "StopReason",
+    "get",
+]

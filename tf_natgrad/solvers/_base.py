@@ -1,0 +1,160 @@
+"""What a solver takes and gives: an operator that carries its damping, a right-hand side, a value and a report."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator, FactoredRhs
+
+
+class Solution(NamedTuple):
+    """What a solver returns.
+
+    Attributes:
+        value: `[n]`, the solution.
+        info: a named tuple of the solver's own; its first field is the solver's name.
+    """
+
+    value: tf.Tensor
+    info: Any
+
+
+class Solver(abc.ABC):
+    """Solves `operator x = rhs`. Damping belongs to the operator: pass `operator.damped(damping)`."""
+
+    # Whether XLA compiles everything this solver may need into something usable.
+    supports_jit: bool = True
+
+    @abc.abstractmethod
+    def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
+        """The algorithm that will solve for this operator, and why it was chosen.
+
+        Args:
+            operator: damped or not.
+
+        Returns:
+            `(algorithm, why)`; `why` is empty where there was no choice.
+        """
+
+    def solve(
+        self, operator: tf.linalg.LinearOperator, rhs: TensorLike | FactoredRhs, x0: TensorLike | None = None
+    ) -> Solution:
+        """Solves one system.
+
+        Args:
+            operator: a curvature operator `[n, n]`, damped or not.
+            rhs: `[n]`, or what `operator.loss_gradient` returned.
+            x0: `[n]`, where to start (used by iterative solvers only), or `None` for zero.
+
+        Returns:
+            A `Solution`.
+
+        Raises:
+            ValueError: if a shape does not fit, or the operator lacks what the solver needs.
+            TypeError: if `operator` is not of a kind that the solver can use.
+        """
+        if not isinstance(rhs, FactoredRhs):
+            rhs = tf.convert_to_tensor(rhs, operator.dtype)
+            _checks.check_rank_one("rhs", rhs, operator.shape[-1])
+        if x0 is not None:
+            x0 = tf.convert_to_tensor(x0, operator.dtype)
+            _checks.check_rank_one("x0", x0, operator.shape[-1])
+        algorithm, why = self.choose(operator)
+        algorithm.check(operator)
+
+        def run(b: tf.Tensor | FactoredRhs, x: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
+            return algorithm.compute(operator, b, x)
+
+        if isinstance(operator, CurvatureOperator):
+            operator.prepare()
+            run = operator.compiled(("solve", algorithm), run)
+        value, numbers = run(rhs, x0)
+        info = algorithm.report(numbers)._replace(why=why)
+        return Solution(value, readable(info) if tf.executing_eagerly() else info)
+
+
+class Algorithm(Solver):
+    """A solver that does the work itself."""
+
+    def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
+        """Itself; there is no choice."""
+        return self, ""
+
+    def check(self, operator: tf.linalg.LinearOperator) -> None:
+        """Refuses operators that this solver cannot use."""
+
+    @abc.abstractmethod
+    def compute(self, operator: tf.linalg.LinearOperator, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
+        """The computation, as graph code: the value, and the numbers of the report as tensors."""
+
+    @abc.abstractmethod
+    def report(self, numbers: tuple) -> NamedTuple:
+        """The report, from those numbers."""
+
+
+def readable(info: Any) -> Any:
+    """A report that came out of a graph, with Python's numbers and strings in place of tensors.
+
+    Unusual outcomes are logged, once each.
+
+    Args:
+        info: a named tuple of a solver.
+
+    Returns:
+        A named tuple of the same type.
+    """
+    fields = {}
+    for name, value in info._asdict().items():
+        if tf.is_tensor(value):
+            value = value.numpy()
+            value = value.decode() if isinstance(value, bytes) else value.item()
+        fields[name] = value
+    info = type(info)(**fields)
+    if hasattr(info, "finish"):
+        info = info.finish()
+    return info
+
+
+def undamped(operator: tf.linalg.LinearOperator) -> tuple[tf.linalg.LinearOperator, tf.Tensor, float | None]:
+    """The operator without its damping, the damping, and its static value where known.
+
+    Args:
+        operator: damped or not.
+
+    Returns:
+        `(base, damping, static_damping)`; zero where the operator is not damped.
+    """
+    if isinstance(operator, Damped):
+        return operator.base, operator.damping, operator.static_damping
+    return operator, tf.zeros([], operator.dtype), 0.0
+
+
+def flat_rhs(operator: tf.linalg.LinearOperator, rhs: tf.Tensor | FactoredRhs) -> tf.Tensor:
+    """A right-hand side as one vector `[n]`.
+
+    Args:
+        operator: the operator that it belongs to.
+        rhs: `[n]`, or its parts.
+
+    Returns:
+        `[n]`.
+    """
+    if not isinstance(rhs, FactoredRhs):
+        return rhs
+    base, damping, _ = undamped(operator)
+    parts = [] if rhs.rest is None else [rhs.rest]
+    if rhs.u is not None:
+        if not isinstance(base, FactoredOperator):
+            raise TypeError(_checks.message("rhs", "FactoredRhs", f"a vector [n] for {type(base).__name__}"))
+        parts.append(base._factor_transpose_product(rhs.u))
+    if rhs.shift is not None:
+        parts.append(damping * rhs.shift)
+    return tf.add_n(parts)
+
+
+__all__ = ["Algorithm", "Solution", "Solver", "flat_rhs", "readable", "undamped"]

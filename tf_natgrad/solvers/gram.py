@@ -1,0 +1,184 @@
+"""The exact natural gradient through the Gram matrix: a system of the size of the batch instead of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad.operators import FactoredOperator, FactoredRhs
+from tf_natgrad.solvers._base import Algorithm, undamped
+from tf_natgrad.solvers.svd import check_rcond, poison_unless
+
+# Share of the gradient that may be cut off without a word.
+_NOTABLE_ENERGY = 0.01
+
+
+class GramInfo(NamedTuple):
+    """Report of `Gram`.
+
+    Attributes:
+        solver: its name.
+        rows: m, the size of the Gram matrix.
+        rank: number of eigenvalues used (with damping, or with Cholesky: all rows of non-zero weight).
+        condition_number: of the (damped) Gram matrix on the span used; after Cholesky a lower bound of it, the
+            squared ratio of the extreme pivots.
+        discarded_gradient_energy: share of the gradient's squared norm that `rcond` cut off.
+        used_eigh: whether the eigendecomposition was needed, Cholesky being impossible (or not safe at `rcond`).
+        why: why this solver was chosen, where it was chosen automatically.
+    """
+
+    solver: str
+    rows: tf.Tensor
+    rank: tf.Tensor
+    condition_number: tf.Tensor
+    discarded_gradient_energy: tf.Tensor
+    used_eigh: tf.Tensor
+    why: str = ""
+
+    def finish(self) -> GramInfo:
+        """Logs what is out of the ordinary."""
+        if self.used_eigh and self.discarded_gradient_energy > _NOTABLE_ENERGY:
+            _checks.log_once(
+                f"Gram: eigenvalues below rcond carried {self.discarded_gradient_energy:.1%} of the gradient's squared "
+                "norm and were cut off; a damping above zero keeps them."
+            )
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram(Algorithm):
+    """`(A^T A + damping I)^-1 rhs` by way of `K = A A^T` `[m, m]`, exact.
+
+    For a right-hand side `A^T u + damping * d0`, the form in which `operator.loss_gradient` gives the gradient,
+    the solution is `d0 + A^T (K + damping I)^-1 (u - A d0)`; without damping it is the pseudo-inverse,
+    `A^T K^+ u`. Neither subtracts large numbers. A plain vector `g` is taken as `d0 = g / damping`, which does: its
+    error grows like `1 / damping`.
+
+    Cholesky is used where it is safe: with damping wherever it succeeds, without damping where a bound on the
+    condition number shows that no eigenvalue lies below `rcond` times the largest. Elsewhere the
+    eigendecomposition is, and `info.used_eigh` says so.
+
+    >>> import keras, tensorflow as tf
+    >>> from tf_natgrad.operators import Fisher
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    >>> fisher = Fisher(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), tf.ones([5, 3]))
+    >>> solution = Gram().solve(fisher.damped(0.1), fisher.loss_gradient([0, 1, 2, 3, 0]))
+    >>> solution.value.shape, int(solution.info.rows)
+    (TensorShape([16]), 15)
+
+    Args:
+        rcond: without damping, eigenvalues up to `rcond` times the largest count as zero. The same number as in
+            `SVDPseudoInverse(rcond)` gives the same answer.
+
+    Raises:
+        ValueError: if `rcond` is not in [0, 1).
+
+    References:
+        Y. Ren, D. Goldfarb, "Efficient subsampled Gauss-Newton and natural gradient methods for training neural
+        networks", arXiv:1906.02353 (2019), section 3.
+    """
+
+    rcond: float = 1e-6
+    supports_jit = False
+
+    def __post_init__(self):
+        check_rcond(self.rcond)
+
+    def check(self, operator: Any) -> None:
+        base, _, _ = undamped(operator)
+        if not isinstance(base, FactoredOperator):
+            raise TypeError(
+                _checks.message(
+                    "operator",
+                    type(base).__name__,
+                    "an operator with a factor A, such as `operators.Fisher`",
+                    "Use `solvers.ConjugateGradient()`.",
+                )
+            )
+        if base.gram_refusal is not None:
+            raise ValueError(base.gram_refusal)
+
+    def compute(self, operator: Any, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
+        del x0
+        base, damping, static = undamped(operator)
+        rhs = rhs if isinstance(rhs, FactoredRhs) else FactoredRhs(None, rest=rhs)
+        gram = base._gram()
+        zero = tf.zeros([], gram.dtype)
+        start, image = self._start(base, damping, static, rhs)
+        u = tf.zeros_like(gram[0]) if rhs.u is None else rhs.u
+        b = u if start is None else u - base._factor_product(start)
+
+        def finish(apply: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+            """The coefficients c of the solution `start + A^T c`."""
+            c = apply(b)
+            return c if image is None else c + tf.where(damping > 0, tf.zeros_like(c), apply(apply(image)))
+
+        finite = _checks.is_finite(gram)
+        pivots = tf.linalg.diag_part(gram)
+        live = pivots > 0
+        # Rows of weight zero stay out of the solution; any positive pivot will do for them.
+        regular = tf.linalg.set_diag(gram, tf.where(live, pivots, tf.reduce_max(pivots)) + damping)
+        cholesky = tf.linalg.cholesky(regular)
+        diagonal = tf.linalg.diag_part(cholesky)
+        safe = _checks.is_finite(diagonal) & (
+            (damping > 0) if static else tf.cond(damping > 0, lambda: True, lambda: self._regular(gram, cholesky))
+        )
+
+        def by_cholesky():
+            c = finish(lambda x: tf.linalg.cholesky_solve(cholesky, x[:, None])[:, 0])
+            bound = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
+            return c, tf.reduce_sum(tf.cast(live, tf.int32)), bound, zero
+
+        def by_eigh():
+            values, vectors = tf.linalg.eigh(tf.where(finite, gram, tf.eye(tf.shape(gram)[0], dtype=gram.dtype)))
+            values = tf.maximum(values, 0.0)
+            keep = (values > self.rcond * values[-1]) | (damping > 0)
+            inverse = tf.where(keep, tf.math.divide_no_nan(tf.ones_like(values), values + damping), 0.0 * values)
+            c = finish(lambda x: tf.linalg.matvec(vectors, inverse * tf.linalg.matvec(vectors, x, transpose_a=True)))
+            energy = values * tf.square(tf.linalg.matvec(vectors, u, transpose_a=True))
+            discarded = tf.math.divide_no_nan(
+                tf.reduce_sum(tf.where(keep, 0.0 * energy, energy)), tf.reduce_sum(energy)
+            )
+            used = tf.where(keep, values, values[-1]) + damping
+            condition = tf.math.divide_no_nan(values[-1] + damping, tf.reduce_min(used))
+            return c, tf.reduce_sum(tf.cast(keep, tf.int32)), condition, discarded
+
+        c, rank, condition, discarded = tf.cond(safe, by_cholesky, by_eigh)
+        c = tf.ensure_shape(c, gram.shape[:1])
+        value = base._factor_transpose_product(poison_unless(finite, c))
+        value = value if start is None else value + start
+        return value, (tf.shape(gram)[0], rank, condition, discarded, tf.logical_not(safe))
+
+    @staticmethod
+    def _start(
+        base: FactoredOperator, damping: tf.Tensor, static: float | None, rhs: FactoredRhs
+    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
+        """`d0 = shift + rest / damping`, and `A rest` where the damping may be zero."""
+        start, image = rhs.shift, None
+        if rhs.rest is not None:
+            if static != 0.0:
+                scaled = tf.math.divide_no_nan(rhs.rest, damping)
+                start = scaled if start is None else start + scaled
+            if not static:
+                image = base._factor_product(rhs.rest)
+        if start is not None and not static:
+            start = tf.where(damping > 0, start, tf.zeros_like(start))
+        return start, image
+
+    def _regular(self, gram: tf.Tensor, cholesky: tf.Tensor) -> tf.Tensor:
+        """Whether surely no eigenvalue of `gram` is below `rcond` times the largest.
+
+        `||K||_F ||L^-1||_F^2` bounds the condition number of `K = L L^T` from above.
+        """
+        inverse = tf.linalg.triangular_solve(cholesky, tf.eye(tf.shape(gram)[0], dtype=gram.dtype))
+        return tf.norm(gram) * tf.reduce_sum(tf.square(inverse)) * self.rcond < 1.0
+
+    def report(self, numbers: tuple) -> GramInfo:
+        return GramInfo(type(self).__name__, *numbers)
+
+
+__all__ = ["Gram", "GramInfo"]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import numbers
+from typing import NamedTuple
 
 import tensorflow as tf
 
 _LOGGER = logging.getLogger("tf_natgrad")
 _logged: set[str] = set()
+_collectors: list[_Collector] = []
 
 # Marks the messages of this package inside TensorFlow's own error text.
 _OPEN, _CLOSE = "[tf_natgrad] ", " [/tf_natgrad]"
@@ -104,6 +106,41 @@ def require(condition: tf.Tensor, text: str) -> None:
             raise ValueError(text)
     else:
         tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
+        if _collectors:
+            _collectors[-1].conditions.append(condition)
+
+
+def require_finite(argument: str, expected: str, *tensors: tf.Tensor) -> None:
+    """Refuses tensors that are not finite, or leaves it to `collected` to deal with them."""
+    condition = is_finite(*tensors)
+    if _collectors and _collectors[-1].finite_only_collected:
+        _collectors[-1].conditions.append(condition)
+    else:
+        require(condition, message(argument, "NaN or infinite values", expected, "Clean the batch before the step."))
+
+
+class _Collector(NamedTuple):
+    conditions: list[tf.Tensor]
+    finite_only_collected: bool
+
+
+@contextlib.contextmanager
+def collected(finite_only_collected: bool = False):
+    """Collects the conditions that `require` left to the graph.
+
+    XLA drops assertions: what must not happen on bad input is to be made to depend on these conditions as well.
+
+    Args:
+        finite_only_collected: whether `require_finite` refuses nothing itself, so that the batch can be skipped.
+
+    Yields:
+        The list that fills up with scalar booleans.
+    """
+    _collectors.append(_Collector([], finite_only_collected))
+    try:
+        yield _collectors[-1].conditions
+    finally:
+        _collectors.pop()
 
 
 def is_finite(*tensors: tf.Tensor) -> tf.Tensor:

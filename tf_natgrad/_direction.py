@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -42,6 +43,7 @@ def batch_direction(
     damping: TensorLike,
     solver: Solver,
     training: bool,
+    variables: Sequence[keras.Variable] | None = None,
 ) -> BatchDirection:
     """One forward pass, and the natural gradient of its loss, eagerly or inside a trace.
 
@@ -56,6 +58,7 @@ def batch_direction(
         damping: a number >= 0 or a scalar tensor; the number 0 asks for the pseudo-inverse.
         solver: a solver.
         training: the mode in which the model is called.
+        variables: those that the direction is about; by default all trainable ones.
 
     Returns:
         A `BatchDirection`.
@@ -63,9 +66,10 @@ def batch_direction(
     Raises:
         ValueError: if an argument does not fit.
     """
-    fisher = Fisher(model, loss, x, sample_weight=sample_weight, training=training)
+    fisher = Fisher(model, loss, x, sample_weight=sample_weight, training=training, variables=variables)
+    _refuse_activity_losses(model)
     rhs = fisher.loss_gradient(y)
-    penalty = _penalty_gradient(model, fisher.flat_parameters)
+    penalty = penalty_gradient(fisher.flat_parameters)
     if penalty is not None:
         rhs = FactoredRhs(rhs.u, rhs.shift, penalty if rhs.rest is None else rhs.rest + penalty)
     undamped = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
@@ -73,6 +77,7 @@ def batch_direction(
     return BatchDirection(solution.value, solution.info, fisher, fisher.loss(y))
 
 
+@tf.autograph.experimental.do_not_convert
 def natural_gradient(
     model: keras.Model,
     loss: LossLike,
@@ -184,8 +189,15 @@ def _compiled(model: keras.Model, loss: LossLike, solver: Solver, training: bool
     return functions.table[key][0]
 
 
-def _penalty_gradient(model: ModelLike, flat: FlatParameters) -> tf.Tensor | None:
-    """The gradient of the weight regularisers, `[n]`, or `None` where there are none."""
+def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:
+    """The gradient of the weight regularisers.
+
+    Args:
+        flat: the variables.
+
+    Returns:
+        `[n]`, or `None` where no variable is regularised.
+    """
     penalised = [v for v in flat.variables if getattr(v, "regularizer", None) is not None]
     if not penalised:
         return None
@@ -195,4 +207,18 @@ def _penalty_gradient(model: ModelLike, flat: FlatParameters) -> tf.Tensor | Non
     return flat.flatten([tf.convert_to_tensor(g) for g in gradients])
 
 
-__all__ = ["BatchDirection", "batch_direction", "natural_gradient"]
+def _refuse_activity_losses(model: ModelLike) -> None:
+    """Refuses losses that hang on activations: neither the gradient nor the Fisher here would contain them."""
+    regularised = sum(getattr(v, "regularizer", None) is not None for v in model.trainable_variables)
+    if len(getattr(model, "losses", ())) > regularised:
+        raise ValueError(
+            _checks.message(
+                "model",
+                "activity regularisers or `add_loss`",
+                "no losses besides that of `compile` and the weight regularisers",
+                "Move the penalty to `kernel_regularizer`, or train with a first-order optimizer.",
+            )
+        )
+
+
+__all__ = ["BatchDirection", "batch_direction", "natural_gradient", "penalty_gradient"]

@@ -28,12 +28,16 @@ class Linearization:
         outputs: a tensor recorded on `tape`.
         tape: a persistent tape, no longer recording.
         flat_parameters: the variables with respect to which `J` is meant.
+        float16: whether layers compute in float16, whose range the products then keep within.
     """
 
-    def __init__(self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters):
+    def __init__(
+        self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters, float16: bool = False
+    ):
         self.outputs = outputs
         self.flat_parameters = flat_parameters
         self._tape = tape
+        self._float16 = float16
         self._sources = flat_parameters.tensors
         self._eager = tf.executing_eagerly()
         self._transpose: _Transpose | None = None
@@ -51,15 +55,20 @@ class Linearization:
         self.prepare_jvp()
         # Inside a graph that closes over eager tapes the record belongs to that graph, and is not kept.
         outer, seed, pullback = self._transpose or self._record_transpose()
-        return outer.gradient(
-            pullback, seed, output_gradients=list(tangents), unconnected_gradients=tf.UnconnectedGradients.ZERO
+        scale = self._scale(tangents)
+        image = outer.gradient(
+            pullback,
+            seed,
+            output_gradients=[t / scale for t in tangents] if self._float16 else list(tangents),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        return image * scale if self._float16 else image
 
     def _record_transpose(self) -> _Transpose:
         with tf.GradientTape(persistent=True) as outer:
             seed = tf.zeros_like(self.outputs)
             outer.watch(seed)
-            pullback = self.vjp(seed)
+            pullback = self._tape_gradient(self._sources, seed)
         return outer, seed, pullback
 
     def vjp(self, cotangent: tf.Tensor) -> list[tf.Tensor]:
@@ -68,6 +77,13 @@ class Linearization:
 
     def pullback_to(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
         """`(dz/dsources)^T u` for variables or intermediate tensors of the same forward pass."""
+        if not self._float16:
+            return self._tape_gradient(sources, cotangent)
+        scale = self._scale([cotangent])
+        gradients = self._tape_gradient(sources, cotangent / scale)
+        return [tf.cast(g, cotangent.dtype) * scale for g in gradients]
+
+    def _tape_gradient(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
         gradients = self._tape.gradient(
             self.outputs,
             list(sources),
@@ -75,6 +91,13 @@ class Linearization:
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
         return [tf.convert_to_tensor(g) for g in gradients]
+
+    def _scale(self, tensors: TensorList) -> tf.Tensor:
+        """The largest entry, or one: float16 underflows at 6e-8, so what goes through it is of order one."""
+        if not self._float16:
+            return tf.ones([], tensors[0].dtype)
+        largest = tf.reduce_max(tf.stack([tf.reduce_max(tf.abs(t)) for t in tensors]))
+        return tf.where(largest > 0, largest, tf.ones_like(largest))
 
 
 def linearize(
@@ -107,7 +130,8 @@ def linearize(
         outputs = call_model(model, x, training)
         outputs = outputs if head is None else head(outputs)
     # A model's variables may not exist before its first call.
-    return Linearization(outputs, tape, flat_parameters or FlatParameters(model.trainable_variables))
+    flat_parameters = flat_parameters or FlatParameters(model.trainable_variables)
+    return Linearization(outputs, tape, flat_parameters, computes_in_float16(model))
 
 
 def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
@@ -117,4 +141,10 @@ def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
     return model(x)
 
 
-__all__ = ["Linearization", "call_model", "linearize"]
+def computes_in_float16(model: ModelLike) -> bool:
+    """Whether any layer of the model computes in float16 (`mixed_float16`)."""
+    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else []
+    return any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers)
+
+
+__all__ = ["Linearization", "call_model", "computes_in_float16", "linearize"]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad._direction import batch_direction
+from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood, likelihood_of
 from tf_natgrad.optimizers import NaturalGradient
+from tf_natgrad.parameters import FlatParameters
+
+_NOT_FINITE = (
+    "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
+    "range; the weights were left as they were. Check the batch, lower the learning rate or raise `damping`; or pass "
+    "`on_nonfinite='skip'` to leave such batches out."
+)
 
 
 class NaturalGradientMixin:
@@ -49,29 +56,35 @@ class NaturalGradientMixin:
         Returns:
             The metrics.
         """
-        optimizer = natural_gradient_optimizer(self)
-        if optimizer is None:
+        natural = natural_gradient_optimizer(self)
+        if natural is None:
             return super().train_step(data)
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
+        _refuse_replicas()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        result = batch_direction(
-            self,
-            self._likelihood(),
-            x,
-            y,
-            sample_weight,
-            damping=optimizer.damping.value,
-            solver=optimizer.solver,
-            training=True,
-        )
+        with _checks.collected(finite_only_collected=natural.on_nonfinite == "skip") as conditions:
+            result = batch_direction(
+                self,
+                self._likelihood(),
+                x,
+                y,
+                sample_weight,
+                damping=natural.damping.value,
+                solver=natural.solver,
+                training=True,
+                variables=self._natural_variables(natural),
+            )
         outputs = result.fisher.outputs
         loss = self.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
+        sound = self._take_step(natural, result, y, loss, conditions)
+        # A batch that was left out would turn the epoch's mean into NaN.
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
-        tracker.update_state(loss, sample_weight=tf.shape(outputs)[0])
-        flat = result.fisher.flat_parameters
-        _take_step(optimizer, flat.unflatten(result.value), flat.variables, loss)
-        return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+        tracker.update_state(
+            tf.where(sound, loss, tf.zeros_like(loss)), sample_weight=tf.where(sound, tf.shape(outputs)[0], 0)
+        )
+        logs = {"damping": tf.convert_to_tensor(natural.damping.value), **_report(result.info, natural.learning_rate)}
+        if natural.on_nonfinite == "skip":
+            logs["skipped_steps"] = tf.convert_to_tensor(natural.skipped_steps.value)
+        return {**logs, **self.compute_metrics(x, y, outputs, sample_weight=sample_weight)}
 
     def make_train_function(self, force: bool = False) -> Callable | None:
         """Stock Keras's, with this package's refusals turned into `ValueError`s.
@@ -85,12 +98,19 @@ class NaturalGradientMixin:
         if self.train_function is not None and not force:
             return self.train_function
         super().make_train_function(force)
-        if natural_gradient_optimizer(self) is not None:
+        natural = natural_gradient_optimizer(self)
+        if natural is not None:
             step = self.train_function
+            # XLA drops assertions; there the count of steps left out tells.
+            watched = self.jit_compile and natural.on_nonfinite == "raise"
 
             def train_function(iterator: Any) -> Any:
+                before = int(natural.skipped_steps) if watched else 0
                 with _checks.as_value_error():
-                    return step(iterator)
+                    logs = step(iterator)
+                if watched and int(natural.skipped_steps) > before:
+                    raise ValueError(_NOT_FINITE)
+                return logs
 
             self.train_function = train_function
         return None
@@ -103,10 +123,54 @@ class NaturalGradientMixin:
                     "loss",
                     "none" if loss is None else f"{len(loss)} losses",
                     "one loss in `compile`",
-                    "See the README.",
+                    "Concatenate the outputs of a model with several, or train its heads one by one.",
                 )
             )
+        # `get_compile_config` would read variables, which a trace cannot.
+        loss_weights = self._compile_config.config.get("loss_weights")
+        if loss_weights is not None:
+            raise ValueError(
+                _checks.message("loss_weights", loss_weights, "None", "Scale `damping` and `learning_rate` instead.")
+            )
         return likelihood_of(loss)
+
+    def _natural_variables(self, natural: NaturalGradient) -> list[keras.Variable]:
+        """The variables that are `NaturalGradient`'s: all, unless a `MultiOptimizer` leaves some to others."""
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        own = {id(v) for v in natural._trainable_variables}
+        return [v for v in self.trainable_variables if id(v) in own]
+
+    def _take_step(
+        self, natural: NaturalGradient, result: BatchDirection, y: Any, loss: tf.Tensor, conditions: list[tf.Tensor]
+    ) -> tf.Tensor:
+        """Applies the direction if it, the loss and the batch are sound; else raises, or skips and counts."""
+        flat = result.fisher.flat_parameters
+        updates = {id(v): d for v, d in zip(flat.variables, flat.unflatten(result.value), strict=True)}
+        others = [v for v in self.trainable_variables if id(v) not in updates]
+        if others:
+            gradients = result.fisher.plain_gradient(y, others)
+            penalty = penalty_gradient(FlatParameters(others))
+            if penalty is not None:
+                parts = FlatParameters(others).unflatten(penalty)
+                gradients = [g + p for g, p in zip(gradients, parts, strict=True)]
+            updates |= {id(v): g for v, g in zip(others, gradients, strict=True)}
+        ordered = [updates[id(v)] for v in self.trainable_variables]
+        finite = _checks.is_finite(loss, *ordered)
+        if natural.on_nonfinite == "raise":
+            _checks.require(finite, _NOT_FINITE)
+        sound = tf.reduce_all(tf.stack([finite, *conditions]))
+
+        def apply() -> None:
+            # A wrapper that scales losses divides by its scale what it is given.
+            scaled = [self.optimizer.scale_loss(update) for update in ordered]
+            natural.apply_direction(scaled, self.trainable_variables, through=self.optimizer)
+
+        def skip() -> None:
+            natural.skipped_steps.assign_add(1)
+
+        tf.cond(sound, apply, skip)
+        return sound
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -164,39 +228,54 @@ def natural_gradient_model(model: keras.Model) -> NaturalGradientModel:
     return NaturalGradientModel(single(inputs), single(outputs), name=model.name)
 
 
-def _take_step(
-    optimizer: NaturalGradient, direction: list[tf.Tensor], variables: Sequence[keras.Variable], loss: tf.Tensor
-) -> None:
-    """Applies the direction if it and the loss are finite; else raises, or skips and counts."""
-    finite = _checks.is_finite(loss, *direction)
-    if optimizer.on_nonfinite == "raise":
-        _checks.require(
-            finite,
-            "The loss or the natural-gradient direction of this batch is not finite; the weights were left as they "
-            "were. Lower the learning rate or raise `damping`; or pass `on_nonfinite='skip'` to leave such batches "
-            "out.",
+def _report(info: Any, learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
+    """What the fit log shows of a step: rank or iterations, and the KL that the step is predicted to move."""
+    logs = {name: getattr(info, name) for name in ("rank", "iterations") if hasattr(info, name)}
+    rate = tf.convert_to_tensor(learning_rate)
+    return logs | {"kl": 0.5 * tf.square(rate) * tf.cast(info.quadratic_form, rate.dtype)}
+
+
+def _refuse_replicas() -> None:
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            _checks.message(
+                "strategy",
+                f"{replicas} replicas",
+                "one",
+                "The Fisher of the whole batch is not the mean of the replicas' directions; train on one device.",
+            )
         )
-
-    def apply() -> None:
-        optimizer.apply_direction(direction, variables)
-
-    def skip() -> None:
-        optimizer.skipped_steps.assign_add(1)
-
-    tf.cond(finite, apply, skip)
 
 
 def natural_gradient_optimizer(model: keras.Model) -> NaturalGradient | None:
-    """The model's `NaturalGradient`, out of a loss-scale wrapper if need be, or `None`.
+    """The model's `NaturalGradient`, out of a loss-scale wrapper or `MultiOptimizer` if need be, or `None`.
 
     Args:
         model: a Keras model, compiled or not.
 
     Returns:
         The optimizer or `None`.
+
+    Raises:
+        ValueError: if there are several.
     """
     optimizer = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        if not optimizer.built and model.trainable_variables:
+            # Made from a function of the variable, it knows its optimizers only then.
+            optimizer.build(model.trainable_variables)
+        inner = [o for o in optimizer.optimizers if isinstance(o, NaturalGradient)]
+        if len(inner) > 1:
+            raise ValueError(
+                _checks.message(
+                    "optimizer",
+                    f"{len(inner)} `NaturalGradient`s in one `MultiOptimizer`",
+                    "one, which couples all of its variables",
+                )
+            )
+        optimizer = inner[0] if inner else None
     return optimizer if isinstance(optimizer, NaturalGradient) else None
 
 

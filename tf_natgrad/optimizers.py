@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad.solvers import Solver, get
+from tf_natgrad.solvers import Solver, get, to_config
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -72,8 +71,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         if isinstance(learning_rate, int) and not isinstance(learning_rate, bool):
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.solver = get(keras.saving.deserialize_keras_object(solver) if isinstance(solver, dict) else solver)
-        self._solver_argument = solver
+        self.solver = get(solver)
         self.on_nonfinite = on_nonfinite
         self._damping = self.add_variable(
             (), initializer=keras.initializers.Constant(damping), dtype=keras.config.floatx(), name="damping"
@@ -96,15 +94,30 @@ class NaturalGradient(keras.optimizers.Optimizer):
         """How many steps `on_nonfinite="skip"` left out, a scalar integer variable."""
         return self._skipped_steps
 
-    def apply_direction(self, direction: Sequence[tf.Tensor], variables: Sequence[keras.Variable]) -> None:
+    def apply_direction(
+        self,
+        direction: Sequence[tf.Tensor],
+        variables: Sequence[keras.Variable],
+        through: keras.optimizers.Optimizer | None = None,
+    ) -> None:
         """Moves the variables against a natural-gradient direction: clipping, weight decay, update, EMA.
+
+        >>> import keras, tensorflow as tf
+        >>> variable = keras.Variable([1.0, 2.0])
+        >>> NaturalGradient(learning_rate=0.5).apply_direction([tf.constant([2.0, 2.0])], [variable])
+        >>> variable.numpy().tolist()
+        [0.0, 1.0]
 
         Args:
             direction: one tensor per variable.
             variables: the variables, in the same order.
+            through: the optimizer that wraps this one (for loss scales, or beside others), if any.
         """
-        with self._direction_scope():
-            self.apply(direction, variables)
+        self._takes_direction = True
+        try:
+            (through or self).apply(direction, variables)
+        finally:
+            self._takes_direction = False
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Refuses plain gradients; `apply_direction` is the way in.
@@ -131,20 +144,11 @@ class NaturalGradient(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, the solver serialised, the damping as it is now."""
-        solver = self._solver_argument
         return super().get_config() | {
             "damping": float(self._damping),
-            "solver": keras.saving.serialize_keras_object(solver) if isinstance(solver, Solver) else solver,
+            "solver": to_config(self.solver),
             "on_nonfinite": self.on_nonfinite,
         }
-
-    @contextlib.contextmanager
-    def _direction_scope(self):
-        self._takes_direction = True
-        try:
-            yield
-        finally:
-            self._takes_direction = False
 
 
 __all__ = ["NaturalGradient"]

@@ -4,6 +4,14 @@ from tf_natgrad.distributions._base import Distribution
 from tf_natgrad.distributions.bernoulli import BernoulliPd
 from tf_natgrad.distributions.categorical import CategoricalPd
 from tf_natgrad.distributions.gaussian import DiagGaussianPd
-from tf_natgrad.distributions.losses import Likelihood, likelihood_of
+from tf_natgrad.distributions.losses import Likelihood, NegativeLogLikelihood, likelihood_of
 
-__all__ = ["BernoulliPd", "CategoricalPd", "DiagGaussianPd", "Distribution", "Likelihood", "likelihood_of"]
+__all__ = [
+    "BernoulliPd",
+    "CategoricalPd",
+    "DiagGaussianPd",
+    "Distribution",
+    "Likelihood",
+    "NegativeLogLikelihood",
+    "likelihood_of",
+]

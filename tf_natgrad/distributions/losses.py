@@ -132,6 +132,53 @@ class Likelihood:
         return given
 
 
+@keras.saving.register_keras_serializable(package="tf_natgrad")
+class NegativeLogLikelihood(keras.losses.Loss):
+    """The negative log-likelihood of a distribution class, as a Keras loss: how a loss of one's own reaches `fit`.
+
+    The network's outputs are the parameters of the distribution. Register the class with
+    `keras.saving.register_keras_serializable` to save models compiled with it.
+
+    >>> import keras, numpy as np
+    >>> from tf_natgrad.distributions import DiagGaussianPd
+    >>> loss = NegativeLogLikelihood(DiagGaussianPd)  # mean and log standard deviation, both learned
+    >>> round(float(loss(np.zeros((4, 1), "float32"), np.zeros((4, 2), "float32"))), 4)
+    0.9189
+
+    Args:
+        distribution: a subclass of `Distribution` that is made from the outputs `[N, ..., C]` alone.
+        reduction: as for every Keras loss.
+        name: the loss's name.
+
+    Raises:
+        TypeError: if `distribution` is not such a class.
+    """
+
+    def __init__(
+        self,
+        distribution: type[Distribution],
+        reduction: str = "sum_over_batch_size",
+        name: str = "negative_log_likelihood",
+    ):
+        if not (isinstance(distribution, type) and issubclass(distribution, Distribution)):
+            raise TypeError(_checks.message("distribution", repr(distribution), "a subclass of `Distribution`"))
+        super().__init__(name=name, reduction=reduction)
+        self.distribution = distribution
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """`-log p(y | z)` of each position."""
+        return -self.distribution(_at_least_single(y_pred)).log_prob(y_true)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return super().get_config() | {"distribution": keras.saving.serialize_keras_object(self.distribution)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> NegativeLogLikelihood:
+        """A loss from what `get_config` returned."""
+        return cls(**config | {"distribution": keras.saving.deserialize_keras_object(config["distribution"])})
+
+
 def likelihood_of(loss: LossLike) -> Likelihood:
     """Reads a loss as a likelihood.
 
@@ -157,7 +204,7 @@ def likelihood_of(loss: LossLike) -> Likelihood:
     if isinstance(loss, Likelihood):
         return loss
     if isinstance(loss, type) and issubclass(loss, Distribution):
-        return Likelihood(loss, loss, lambda y, pd: tf.convert_to_tensor(y))
+        return likelihood_of(NegativeLogLikelihood(loss))
     found = loss
     if isinstance(loss, str):
         try:
@@ -193,10 +240,10 @@ def likelihood_of(loss: LossLike) -> Likelihood:
         raise ValueError(
             _checks.message("loss", f"reduction={found.reduction!r}", "a loss that is reduced to a scalar")
         )
-    return dataclasses.replace(make(config), loss=loss, reduction=found.reduction)
+    return dataclasses.replace(make(found, config), loss=loss, reduction=found.reduction)
 
 
-def _cross_entropy(config: dict, *, sparse: bool) -> Likelihood:
+def _cross_entropy(loss: keras.losses.Loss, config: dict, *, sparse: bool) -> Likelihood:
     smoothing = 0.0 if sparse else config["label_smoothing"]
 
     def make(outputs: tf.Tensor) -> Distribution:
@@ -214,7 +261,7 @@ def _cross_entropy(config: dict, *, sparse: bool) -> Likelihood:
     return Likelihood(None, make, targets)
 
 
-def _binary(config: dict) -> Likelihood:
+def _binary(loss: keras.losses.Loss, config: dict) -> Likelihood:
     smoothing = config["label_smoothing"]
 
     def make(outputs: tf.Tensor) -> Distribution:
@@ -234,11 +281,18 @@ def _binary(config: dict) -> Likelihood:
     return Likelihood(None, make, targets, mean_over_outputs=True)
 
 
-def _squared_error(config: dict) -> Likelihood:
+def _squared_error(loss: keras.losses.Loss, config: dict) -> Likelihood:
     def make(outputs: tf.Tensor) -> Distribution:
         return DiagGaussianPd.with_fixed_std(_at_least_single(outputs), math.sqrt(outputs.shape[-1] / 2.0))
 
     return Likelihood(None, make, _same_shape)
+
+
+def _own(loss: NegativeLogLikelihood, config: dict) -> Likelihood:
+    def make(outputs: tf.Tensor) -> Distribution:
+        return loss.distribution(_at_least_single(outputs))
+
+    return Likelihood(None, make, lambda y, pd: tf.convert_to_tensor(y))
 
 
 def _recovered_logits(outputs: tf.Tensor, op_type: str) -> tf.Tensor | None:
@@ -287,9 +341,7 @@ def _same_shape(y: TensorLike, pd: Distribution) -> tf.Tensor:
         y = y[..., None]
     if not y.shape.is_compatible_with(parameters.shape):
         raise ValueError(_checks.message("y", received, f"targets of shape {tuple(parameters.shape)}"))
-    _checks.require(
-        _checks.is_finite(y), _checks.message("y", "NaN or infinite values", "finite targets", "Clean the batch.")
-    )
+    _checks.require_finite("y", "finite targets", y)
     return y
 
 
@@ -305,11 +357,12 @@ def _require_same_batch(argument: str, tensor: tf.Tensor, pd: Distribution) -> N
     _checks.require(same if static is None or expected is None else tf.constant(static == expected), text)
 
 
-_TABLE: dict[type, Callable[[dict], Likelihood]] = {
+_TABLE: dict[type, Callable[[keras.losses.Loss, dict], Likelihood]] = {
     keras.losses.SparseCategoricalCrossentropy: functools.partial(_cross_entropy, sparse=True),
     keras.losses.CategoricalCrossentropy: functools.partial(_cross_entropy, sparse=False),
     keras.losses.BinaryCrossentropy: _binary,
     keras.losses.MeanSquaredError: _squared_error,
+    NegativeLogLikelihood: _own,
 }
 _FUNCTIONS: dict[Callable, type] = {
     keras.losses.sparse_categorical_crossentropy: keras.losses.SparseCategoricalCrossentropy,

@@ -21,6 +21,7 @@ class LayerCall:
         kwargs: keyword arguments of `layer.call`.
         output: what the rule differentiates to: the pre-activation, or the layer's output.
         values: the trainable variables' values at the time of the call.
+        refusal: why no rule can treat this call, or `None`.
     """
 
     layer: keras.layers.Layer
@@ -28,6 +29,7 @@ class LayerCall:
     kwargs: dict[str, Any]
     output: tf.Tensor | None = None
     values: list[tf.Tensor] = dataclasses.field(default_factory=list)
+    refusal: str | None = None
 
     @property
     def inputs(self) -> tf.Tensor:

@@ -19,6 +19,7 @@ _WHOLE = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistrib
 
 _RULES: dict[type, Rule] = {keras.layers.Dense: DenseRule()}
 _FALLBACK = FallbackRule()
+_WAY_OUT = "Use `solver=ConjugateGradient()`"
 
 
 def register_rule(layer_class: type, rule: Rule) -> None:
@@ -41,23 +42,33 @@ class Record:
     """The captured calls of one forward pass.
 
     Attributes:
-        calls: in the order in which they happened.
-        refusal: why the Gram matrix does not exist for this pass, or `None`.
+        calls: of layers with trainable weights, in the order in which they happened.
+        refusal: why per-example gradients do not exist for this pass, or `None`.
     """
 
     def __init__(self):
         self.calls: list[LayerCall] = []
         self.refusal: str | None = None
 
-    def groups(self) -> list[list[LayerCall]]:
-        """The calls that share variables, together: a layer called twice, or weights tied between layers."""
+    def groups(self, flat_parameters: FlatParameters) -> list[list[LayerCall]]:
+        """The calls that use these variables; those that share some, together.
+
+        Calls share variables where a layer is called twice, or where weights are tied between layers.
+
+        Args:
+            flat_parameters: the variables of the Gram matrix.
+
+        Returns:
+            One list of calls per group.
+        """
+        wanted = {id(v) for v in flat_parameters.variables}
         groups: list[tuple[set[int], list[LayerCall]]] = []
         for call in self.calls:
             own = {id(v) for v in call.layer.trainable_variables}
             joined = [g for g in groups if g[0] & own]
             merged = (own.union(*(g[0] for g in joined)), [c for g in joined for c in g[1]] + [call])
             groups = [g for g in groups if not any(g is j for j in joined)] + [merged]
-        return [calls for _, calls in groups]
+        return [calls for own, calls in groups if own & wanted]
 
     def gram(self, linearization: Linearization, columns: tf.Tensor) -> tf.Tensor:
         """`K = A A^T` for the rows whose output gradients are `columns`.
@@ -70,39 +81,44 @@ class Record:
             `[Q N, Q N]`, rows with q major, in the dtype of the variables.
 
         Raises:
-            ValueError: where the pass mixes examples or draws random numbers inside a layer with weights.
+            ValueError: where `refusal_for` says why not.
         """
-        self.check(linearization.flat_parameters)
-        outputs = [call.output for call in self.calls]
+        refusal = self.refusal_for(linearization.flat_parameters)
+        if refusal is not None:
+            raise ValueError(refusal)
+        groups = self.groups(linearization.flat_parameters)
+        outputs = [call.output for calls in groups for call in calls]
         gradients = tf.vectorized_map(lambda c: linearization.pullback_to(outputs, c), columns)
         for gradient, output in zip(gradients, outputs, strict=True):
             gradient.set_shape([columns.shape[0], *output.shape])
-        by_call = {id(call): g for call, g in zip(self.calls, gradients, strict=True)}
         dtype = linearization.flat_parameters.dtype
         shares = []
-        for calls in self.groups():
+        for calls in groups:
+            own, gradients = gradients[: len(calls)], gradients[len(calls) :]
             same_layer = all(call.layer is calls[0].layer for call in calls)
             rule = rule_for(calls[0].layer) if same_layer else _FALLBACK
-            shares.append(rule.gram(calls, [by_call[id(call)] for call in calls], dtype))
+            shares.append(rule.gram(calls, own, dtype))
         return tf.add_n(shares)
 
-    def check(self, flat_parameters: FlatParameters) -> None:
-        """Refuses where the Gram matrix is undefined, or where a variable was used outside of any recorded call.
+    def refusal_for(self, flat_parameters: FlatParameters) -> str | None:
+        """Why the Gram matrix of these variables does not exist for this pass, with what to do, or `None`.
 
-        Raises:
-            ValueError: with what to do instead.
+        Args:
+            flat_parameters: the variables of the Gram matrix.
+
+        Returns:
+            The reason in words.
         """
-        if self.refusal is None:
-            seen = {id(v): v for call in self.calls for v in call.layer.trainable_variables}
-            wanted = {id(v): v for v in flat_parameters.variables}
-            odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
-            if odd:
-                self.refusal = (
-                    "The Gram solver needs every trainable variable to belong to a layer that the model calls; these "
-                    f"do not: {', '.join(odd)}. Use `solver=ConjugateGradient()`."
-                )
-        if self.refusal is not None:
-            raise ValueError(self.refusal)
+        calls = [call for group in self.groups(flat_parameters) for call in group]
+        seen = {id(v): v for call in calls for v in call.layer.trainable_variables}
+        wanted = {id(v): v for v in flat_parameters.variables}
+        odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
+        if self.refusal is None and odd:
+            return (
+                "The Gram solver takes the trainable variables of a layer together, and each of them must belong to a "
+                f"layer that the model calls; here this fails for: {', '.join(odd)}. Use `solver=ConjugateGradient()`."
+            )
+        return self.refusal or next((call.refusal for call in calls if call.refusal), None)
 
 
 @contextlib.contextmanager
@@ -168,8 +184,9 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
         pending.append(call)
         output = original_call(*args, **kwargs)
         pending.pop()
-        record.refusal = record.refusal or _refusal(layer, call, graph)
+        record.refusal = record.refusal or _mixing_refusal(layer, call)
         if layer.trainable_variables:
+            call.refusal = _refusal(layer, call, graph)
             if call.output is None:
                 call.output = output
             call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
@@ -202,25 +219,28 @@ def _swap(stack: contextlib.ExitStack, layer: keras.layers.Layer, name: str, val
     object.__setattr__(layer, name, value)
 
 
-def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str | None:
-    """Why a call of this layer rules the Gram matrix out, if it does."""
-    training = call.kwargs.get("training")
-    way_out = "Use `solver=ConjugateGradient()`"
-    if isinstance(layer, keras.layers.BatchNormalization) and training and layer.trainable:
+def _mixing_refusal(layer: keras.layers.Layer, call: LayerCall) -> str | None:
+    """Why no per-example gradient exists anywhere below this call, if so."""
+    if isinstance(layer, keras.layers.BatchNormalization) and call.kwargs.get("training") and layer.trainable:
         return (
             f"Layer {layer.name!r}: with BatchNormalization in training mode every output depends on the whole "
             "batch, so the per-example gradients that the Gram solver is made of do not exist. "
-            f"{way_out}, freeze the layer (`layer.trainable = False`), or use LayerNormalization."
+            f"{_WAY_OUT}, freeze the layer (`layer.trainable = False`), or use LayerNormalization."
         )
-    if training and rule_for(layer) is _FALLBACK and _draws_random_numbers(layer) and layer.trainable_variables:
+    return None
+
+
+def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str | None:
+    """Why a rule cannot treat this call, if so."""
+    if call.kwargs.get("training") and rule_for(layer) is _FALLBACK and _draws_random_numbers(layer):
         return (
             f"Layer {layer.name!r} draws random numbers inside a layer with weights; the Gram solver would have to "
-            f"draw them again. {way_out}, or set its dropout to 0 and add a Dropout layer."
+            f"draw them again. {_WAY_OUT}, or set its dropout to 0 and add a Dropout layer."
         )
-    if layer.trainable_variables and _graph() is not graph:
+    if _graph() is not graph:
         return (
             f"Layer {layer.name!r} is called inside a loop or a function of its own, where the Gram solver cannot "
-            f"see it. {way_out}."
+            f"see it. {_WAY_OUT}."
         )
     return None
 

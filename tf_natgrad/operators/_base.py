@@ -16,6 +16,9 @@ from tf_natgrad.parameters import FlatParameters
 # Bytes that a dense matrix may take unless the caller says otherwise.
 DENSE_MEMORY_LIMIT = 4 << 30
 
+# Code that branches on static shapes must not be rewritten when it is called from a user's `tf.function`.
+_plain_python = tf.autograph.experimental.do_not_convert
+
 
 class FactoredRhs(NamedTuple):
     """A right-hand side `A^T u + damping * shift + rest`, for a matrix `A^T A + damping I`.
@@ -50,7 +53,10 @@ class CurvatureOperator(tf.linalg.LinearOperator):
     def __init__(self, flat_parameters: FlatParameters, name: str):
         self._flat = flat_parameters
         self._compiled_functions = _Unwrapped()
-        super().__init__(dtype=flat_parameters.dtype, is_self_adjoint=True, is_square=True, name=name)
+        parameters = {"flat_parameters": flat_parameters, "name": name}
+        super().__init__(
+            dtype=flat_parameters.dtype, is_self_adjoint=True, is_square=True, name=name, parameters=parameters
+        )
 
     @property
     def flat_parameters(self) -> FlatParameters:
@@ -100,6 +106,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
 
         return call
 
+    @_plain_python
     def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
         """The product with one vector.
 
@@ -121,6 +128,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
             self.prepare()
             return self.compiled("matvec", self._product)(x)
 
+    @_plain_python
     def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
         """The product with k vectors at once.
 
@@ -148,6 +156,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
     def _products(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.vectorized_map(self._product, rows)
 
+    @_plain_python
     def to_dense(self, *, memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense") -> tf.Tensor:
         """The matrix itself, after an estimate of its memory.
 
@@ -178,6 +187,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
                 "which never form it, or raise `memory_limit`."
             )
 
+    @_plain_python
     def damped(self, damping: TensorLike) -> CurvatureOperator:
         """`self + damping * I`.
 
@@ -254,6 +264,7 @@ class FactoredOperator(CurvatureOperator):
     def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
         """`A^T u`: `[m] -> [n]`, as graph code."""
 
+    @_plain_python
     def gram(self) -> tf.Tensor:
         """`K = A A^T` `[m, m]`: the non-zero eigenvalues of the matrix, in a matrix of the size of the batch.
 
@@ -262,6 +273,7 @@ class FactoredOperator(CurvatureOperator):
         """
         return self.compiled("gram", self._gram)()
 
+    @_plain_python
     def factor_matvec(self, x: TensorLike) -> tf.Tensor:
         """`A x`: `[n] -> [m]`.
 
@@ -279,6 +291,7 @@ class FactoredOperator(CurvatureOperator):
         self.prepare()
         return self.compiled("factor", self._factor_product)(x)
 
+    @_plain_python
     def factor_transpose_matvec(self, u: TensorLike) -> tf.Tensor:
         """`A^T u`: `[m] -> [n]`.
 
@@ -295,6 +308,7 @@ class FactoredOperator(CurvatureOperator):
         _checks.check_rank_one("u", u, self.rows)
         return self.compiled("factor_transpose", self._factor_transpose_product)(u)
 
+    @_plain_python
     def factor(self) -> tf.Tensor:
         """`A` `[m, n]` itself. It takes `m n` numbers: for small networks and tests."""
         return self.compiled("dense_factor", self._dense_factor)()
@@ -359,7 +373,6 @@ def _refuse(name: str) -> Callable:
 
 for _name in (
     "add_to_tensor",
-    "adjoint",
     "assert_non_singular",
     "assert_positive_definite",
     "assert_self_adjoint",

@@ -28,6 +28,9 @@ class Damped(CurvatureOperator):
         TypeError: if `base` is not a curvature operator.
     """
 
+    # TensorFlow's search for variables cannot look into an operator inside an operator.
+    _TF_MODULE_IGNORED_PROPERTIES = CurvatureOperator._TF_MODULE_IGNORED_PROPERTIES | {"base"}
+
     def __init__(self, base: CurvatureOperator, damping: TensorLike):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
@@ -40,7 +43,8 @@ class Damped(CurvatureOperator):
         self.base = base
         known = tf.is_tensor(damping) or hasattr(damping, "assign")
         self.damping = tf.cast(tf.convert_to_tensor(damping), self.dtype) if known else tf.constant(damping, self.dtype)
-        self.static_damping = None if tf.get_static_value(self.damping) is None else float(self.damping)
+        static = tf.get_static_value(self.damping)
+        self.static_damping = None if static is None else float(static)
 
     @property
     def is_positive_semi_definite(self) -> bool:

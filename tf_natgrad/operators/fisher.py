@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.gram import capture
-from tf_natgrad.linearize import Linearization, call_model
+from tf_natgrad.linearize import Linearization, call_model, computes_in_float16
 from tf_natgrad.operators._base import DENSE_MEMORY_LIMIT, FactoredOperator, FactoredRhs
 from tf_natgrad.operators._factors import ExactFactor, OutputFactor, sampled_factor
 from tf_natgrad.parameters import FlatParameters
@@ -43,6 +44,7 @@ class Fisher(FactoredOperator):
         seed: fixes the draw of `"mc"`: the same matrix at each product.
         mc_samples: labels drawn per example, for `"mc"`.
         training: the mode in which the model is called, once.
+        variables: the trainable variables that the matrix is about; by default all of the model's.
 
     Raises:
         ValueError: if an argument is out of its range, or the batch is empty or not finite.
@@ -63,26 +65,29 @@ class Fisher(FactoredOperator):
         seed: int = 0,
         mc_samples: int = 1,
         training: bool = False,
+        variables: Sequence[keras.Variable] | None = None,
     ):
         _checks.check_choice("kind", kind, ("exact", "mc"))
         _checks.check_number("mc_samples", mc_samples, minimum=1, integer=True)
         likelihood = likelihood_of(loss)
         x = _inputs_of(data)
         check_inputs(x)
+        snapshot = _snapshot(model)
         with tf.GradientTape(persistent=True) as tape, capture(model) as record:
             outputs = call_model(model, x, training)
             pd = likelihood.distribution(outputs)
-        flat = FlatParameters(model.trainable_variables)
+        flat = FlatParameters(model.trainable_variables if variables is None else variables)
         super().__init__(flat, name="Fisher")
         self._state = _BatchState(
             model=model,
             x=x,
+            snapshot=snapshot or _snapshot(model),
             training=training,
             likelihood=likelihood,
             outputs=outputs,
             pd=pd,
             weights=tf.cast(likelihood.weights(outputs, pd, sample_weight), flat.dtype),
-            linearization=Linearization(pd.parameters, tape, flat),
+            linearization=Linearization(pd.parameters, tape, flat, computes_in_float16(model)),
             record=record,
             factor=ExactFactor(pd) if kind == "exact" else sampled_factor(pd, seed, mc_samples),
             exact=kind == "exact",
@@ -105,12 +110,9 @@ class Fisher(FactoredOperator):
 
     @property
     def gram_refusal(self) -> str | None:
-        try:
-            self._state.record.check(self._flat)
-        except ValueError as error:
-            return str(error)
-        return None
+        return self._state.record.refusal_for(self._flat)
 
+    @tf.autograph.experimental.do_not_convert
     def loss(self, y: TensorLike) -> tf.Tensor:
         """The batch's loss `-sum_i w_i log p(y_i | z_i)` (for a squared error, up to a constant).
 
@@ -123,6 +125,7 @@ class Fisher(FactoredOperator):
         state = self._state
         return -tf.reduce_sum(state.weights * state.pd.log_prob(state.likelihood.targets(y, state.pd)))
 
+    @tf.autograph.experimental.do_not_convert
     def loss_gradient(self, y: TensorLike, sample_weight: TensorLike | None = None) -> FactoredRhs:
         """The gradient of the loss, as a right-hand side that solvers treat without cancellation.
 
@@ -137,24 +140,42 @@ class Fisher(FactoredOperator):
             ValueError: if labels or weights do not fit, or a weight is positive where that of the matrix is zero.
         """
         state = self._state
-        root = tf.sqrt(state.weights)
+        weights = state.weights
         if sample_weight is not None:
-            wanted = tf.cast(state.likelihood.weights(state.outputs, state.pd, sample_weight), self.dtype)
+            weights = tf.cast(state.likelihood.weights(state.outputs, state.pd, sample_weight), self.dtype)
             _checks.require(
-                tf.reduce_all((root > 0) | (wanted == 0)),
+                tf.reduce_all((state.weights > 0) | (weights == 0)),
                 _checks.message(
                     "sample_weight",
                     "a positive weight for an example that the matrix leaves out",
                     "zero wherever the matrix's own weight is zero",
                 ),
             )
-            root = tf.math.divide_no_nan(wanted, root)
-        u = tf.cast(state.pd.score_factor(state.likelihood.targets(y, state.pd)), self.dtype) * root[..., None]
-        if state.exact:
-            return FactoredRhs(self._to_rows(u))
-        score = state.pd.fisher_factor(u * tf.sqrt(state.weights)[..., None])
-        return FactoredRhs(None, rest=self._flat.flatten(state.linearization.vjp(score)))
+        if not state.exact:
+            return FactoredRhs(None, rest=self._flat.flatten(self._gradient(y, weights, self._flat)))
+        u = tf.cast(state.pd.score_factor(state.likelihood.targets(y, state.pd)), self.dtype)
+        return FactoredRhs(self._to_rows(u * tf.math.divide_no_nan(weights, tf.sqrt(state.weights))[..., None]))
 
+    @tf.autograph.experimental.do_not_convert
+    def plain_gradient(self, y: TensorLike, variables: Sequence[keras.Variable] | None = None) -> list[tf.Tensor]:
+        """The gradient of the loss itself, from the same forward pass.
+
+        Args:
+            y: the labels.
+            variables: any variables of the model; by default those of the matrix.
+
+        Returns:
+            One tensor per variable.
+        """
+        flat = self._flat if variables is None else FlatParameters(variables)
+        return self._gradient(y, self._state.weights, flat)
+
+    def _gradient(self, y: TensorLike, weights: tf.Tensor, flat: FlatParameters) -> list[tf.Tensor]:
+        state = self._state
+        score = state.pd.fisher_factor(state.pd.score_factor(state.likelihood.targets(y, state.pd)))
+        return state.linearization.pullback_to(flat.tensors, score * tf.cast(weights, score.dtype)[..., None])
+
+    @tf.autograph.experimental.do_not_convert
     def to_dense(
         self, *, method: str = "factor", memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense"
     ) -> tf.Tensor:
@@ -179,13 +200,14 @@ class Fisher(FactoredOperator):
             raise ValueError(_checks.message("method", "'hessians' for kind='mc'", "'factor'"))
         self._check_dense_memory(memory_limit)
         with tf.name_scope(name):
-            return self.compiled("hessians", self._hessian_of_self_kl)(self._state.values)
+            return self.compiled("hessians", self._hessian_of_self_kl)()
 
-    def _hessian_of_self_kl(self, values: tf.Tensor) -> tf.Tensor:
+    def _hessian_of_self_kl(self) -> tf.Tensor:
         state = self._state
-        theta = tf.identity(values)
-        mapping = list(zip(self._flat.variables, self._flat.unflatten(theta), strict=True))
-        with keras.StatelessScope(state_mapping=mapping):
+        values = {id(v): value for v, value in state.snapshot}
+        theta = self._flat.flatten([values[id(v)] for v in self._flat.variables])
+        moving = zip(self._flat.variables, self._flat.unflatten(theta), strict=True)
+        with keras.StatelessScope(state_mapping=[*state.snapshot, *moving]):
             pd = state.likelihood.distribution(call_model(state.model, state.x, state.training))
         return tf.hessians(tf.reduce_sum(state.weights * pd.self_kl()), theta)[0]
 
@@ -247,10 +269,11 @@ class _BatchState:
     linearization: Linearization
     factor: OutputFactor
     exact: bool
+    # The model's variables with their values before the forward pass, seeds of dropout included.
+    snapshot: list[tuple[keras.Variable, tf.Tensor]]
 
     def __init__(self, **fields: Any):
         self.__dict__.update(fields)
-        self.values = self.linearization.flat_parameters.read()
 
 
 def check_inputs(x: Any) -> None:
@@ -271,10 +294,12 @@ def check_inputs(x: Any) -> None:
             tf.shape(tensor)[0] > 0 if size is None else tf.constant(size > 0),
             _checks.message("x", "an empty batch", "at least one example", "Drop empty batches from the data set."),
         )
-    _checks.require(
-        _checks.is_finite(*tensors),
-        _checks.message("x", "NaN or infinite values", "finite inputs", "Clean the batch before the step."),
-    )
+    _checks.require_finite("x", "finite inputs", *tensors)
+
+
+def _snapshot(model: ModelLike) -> list[tuple[keras.Variable, tf.Tensor]]:
+    """Every variable with its present value; empty before a subclassed model's first call."""
+    return [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
 
 
 def _inputs_of(data: Any) -> Any:

@@ -1,7 +1,8 @@
 """Ways to solve `(F + damping I) x = g`."""
 
 from tf_natgrad.solvers._base import Solution, Solver
-from tf_natgrad.solvers.auto import Auto, get
+from tf_natgrad.solvers._registry import get, to_config
+from tf_natgrad.solvers.auto import Auto
 from tf_natgrad.solvers.conjugate_gradient import CGInfo, ConjugateGradient, StopReason
 from tf_natgrad.solvers.gram import Gram, GramInfo
 from tf_natgrad.solvers.svd import SVDInfo, SVDPseudoInverse
@@ -18,4 +19,5 @@ __all__ = [
     "Solver",
     "StopReason",
     "get",
+    "to_config",
 ]

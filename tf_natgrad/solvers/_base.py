@@ -41,6 +41,7 @@ class Solver(abc.ABC):
             `(algorithm, why)`; `why` is empty where there was no choice.
         """
 
+    @tf.autograph.experimental.do_not_convert
     def solve(
         self, operator: tf.linalg.LinearOperator, rhs: TensorLike | FactoredRhs, x0: TensorLike | None = None
     ) -> Solution:

@@ -6,7 +6,6 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
 from tf_natgrad.operators import FactoredOperator
 from tf_natgrad.solvers._base import Algorithm, Solver, undamped
 from tf_natgrad.solvers.conjugate_gradient import ConjugateGradient
@@ -69,33 +68,4 @@ class Auto(Solver):
         return self._gram, f"{rows} rows of the Gram matrix, at most {GRAM_ROWS_LIMIT:,}"
 
 
-_BY_NAME = {"auto": Auto, "gram": Gram, "cg": ConjugateGradient, "svd": SVDPseudoInverse}
-
-
-def get(solver: str | Solver) -> Solver:
-    """A solver from its name or from itself.
-
-    >>> get("gram")
-    Gram(rcond=1e-06)
-
-    Args:
-        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, or a solver object.
-
-    Returns:
-        A solver.
-
-    Raises:
-        ValueError: if the name is unknown.
-        TypeError: if it is neither a name nor a solver.
-    """
-    if isinstance(solver, Solver):
-        return solver
-    if not isinstance(solver, str):
-        raise TypeError(
-            _checks.message("solver", type(solver).__name__, "a solver of `tf_natgrad.solvers` or its name")
-        )
-    _checks.check_choice("solver", solver, tuple(_BY_NAME))
-    return _BY_NAME[solver]()
-
-
-__all__ = ["Auto", "get"]
+__all__ = ["Auto"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad.solvers._base import Algorithm, flat_rhs
+from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
 
 class StopReason(enum.IntEnum):
@@ -47,6 +47,7 @@ class CGInfo(NamedTuple):
         residual: norm of the true residual `rhs - operator x`, recomputed at the end.
         relative_residual: the same, relative to the right-hand side.
         converged: whether that residual is within the tolerance.
+        quadratic_form: `x^T F x` of the solution, `F` without its damping.
         least_curvature: the least `p^T F p / p^T p` met; not positive where the matrix is not positive definite.
         reason: a `StopReason` as text; inside a graph its integer code.
         why: why this solver was chosen, where it was chosen automatically.
@@ -57,6 +58,7 @@ class CGInfo(NamedTuple):
     residual: tf.Tensor
     relative_residual: tf.Tensor
     converged: tf.Tensor
+    quadratic_form: tf.Tensor
     least_curvature: tf.Tensor
     reason: str | tf.Tensor
     why: str = ""
@@ -204,7 +206,9 @@ class ConjugateGradient(Algorithm):
             )
 
         (state,) = tf.while_loop(lambda s: s.reason == _RUNNING, step, (state,), parallel_iterations=1)
-        residual = _norm(b - multiply(state.best_x))
+        image = multiply(state.best_x)
+        residual = _norm(b - image)
+        _, damping, _ = undamped(operator)
         # Where nothing is finite there is no best iterate either.
         unusable = (state.reason == int(StopReason.NOT_FINITE)) & ~tf.math.is_finite(scale)
         value = tf.where(unusable, b * tf.constant(float("nan"), b.dtype), state.best_x)
@@ -213,6 +217,7 @@ class ConjugateGradient(Algorithm):
             residual,
             tf.math.divide_no_nan(residual, scale),
             residual <= tolerance,
+            _dot(state.best_x, image - damping * state.best_x),
             state.least_curvature,
             state.reason,
         )

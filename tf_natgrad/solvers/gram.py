@@ -27,6 +27,7 @@ class GramInfo(NamedTuple):
         condition_number: of the (damped) Gram matrix on the span used; after Cholesky a lower bound of it, the
             squared ratio of the extreme pivots.
         discarded_gradient_energy: share of the gradient's squared norm that `rcond` cut off.
+        quadratic_form: `x^T F x` of the solution, `F` without its damping.
         used_eigh: whether the eigendecomposition was needed, Cholesky being impossible (or not safe at `rcond`).
         why: why this solver was chosen, where it was chosen automatically.
     """
@@ -36,6 +37,7 @@ class GramInfo(NamedTuple):
     rank: tf.Tensor
     condition_number: tf.Tensor
     discarded_gradient_energy: tf.Tensor
+    quadratic_form: tf.Tensor
     used_eigh: tf.Tensor
     why: str = ""
 
@@ -110,7 +112,8 @@ class Gram(Algorithm):
         zero = tf.zeros([], gram.dtype)
         start, image = self._start(base, damping, static, rhs)
         u = tf.zeros_like(gram[0]) if rhs.u is None else rhs.u
-        b = u if start is None else u - base._factor_product(start)
+        start_image = tf.zeros_like(u) if start is None else base._factor_product(start)
+        b = u - start_image
 
         def finish(apply: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
             """The coefficients c of the solution `start + A^T c`."""
@@ -151,7 +154,8 @@ class Gram(Algorithm):
         c = tf.ensure_shape(c, gram.shape[:1])
         value = base._factor_transpose_product(poison_unless(finite, c))
         value = value if start is None else value + start
-        return value, (tf.shape(gram)[0], rank, condition, discarded, tf.logical_not(safe))
+        quadratic_form = tf.reduce_sum(tf.square(tf.linalg.matvec(gram, c) + start_image))
+        return value, (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, tf.logical_not(safe))
 
     @staticmethod
     def _start(

@@ -19,6 +19,7 @@ class SVDInfo(NamedTuple):
         rank: number of singular values kept.
         condition_number: ratio of the largest to the smallest one kept.
         discarded_gradient_energy: share of the right-hand side's squared norm outside of the span kept.
+        quadratic_form: `x^T F x` of the solution, `F` without its damping.
         why: why this solver was chosen, where it was chosen automatically.
     """
 
@@ -26,6 +27,7 @@ class SVDInfo(NamedTuple):
     rank: tf.Tensor
     condition_number: tf.Tensor
     discarded_gradient_energy: tf.Tensor
+    quadratic_form: tf.Tensor
     why: str = ""
 
 
@@ -73,6 +75,7 @@ class SVDPseudoInverse(Algorithm):
             tf.reduce_sum(tf.cast(keep, tf.int32)),
             tf.math.divide_no_nan(singular[0], smallest),
             tf.maximum(discarded, 0.0),
+            tf.reduce_sum(value * (tf.linalg.matvec(dense, value) - damping * value)),
         )
         return poison_unless(finite, value), numbers
 

@@ -28,16 +28,20 @@ class Linearization:
         outputs: a tensor recorded on `tape`.
         tape: a persistent tape, no longer recording.
         flat_parameters: the variables with respect to which `J` is meant.
-        float16: whether layers compute in float16, whose range the products then keep within.
+        model: the model that ran, for what its layers say of precision and of convolutions.
     """
 
-    def __init__(
-        self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters, float16: bool = False
-    ):
+    def __init__(self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters, model: ModelLike):
+        layers = list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else []
+        # float16 underflows at 6e-8: the products then keep within its range.
+        self._float16 = any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers)
+        # TensorFlow cannot vectorise the kernel gradient of a grouped convolution.
+        self._vectorizes = all(
+            getattr(layer, "groups", 1) == 1 and not hasattr(layer, "depth_multiplier") for layer in layers
+        )
         self.outputs = outputs
         self.flat_parameters = flat_parameters
         self._tape = tape
-        self._float16 = float16
         self._sources = flat_parameters.tensors
         self._eager = tf.executing_eagerly()
         self._transpose: _Transpose | None = None
@@ -82,6 +86,12 @@ class Linearization:
         scale = self._scale([cotangent])
         gradients = self._tape_gradient(sources, cotangent / scale)
         return [tf.cast(g, cotangent.dtype) * scale for g in gradients]
+
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        """`function` of each row, where it takes `jvp` or `vjp` to parameters: vectorised if possible, else in turn."""
+        if self._vectorizes:
+            return tf.vectorized_map(function, rows)
+        return tf.map_fn(function, rows, parallel_iterations=1)
 
     def _tape_gradient(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
         gradients = self._tape.gradient(
@@ -131,7 +141,7 @@ def linearize(
         outputs = outputs if head is None else head(outputs)
     # A model's variables may not exist before its first call.
     flat_parameters = flat_parameters or FlatParameters(model.trainable_variables)
-    return Linearization(outputs, tape, flat_parameters, computes_in_float16(model))
+    return Linearization(outputs, tape, flat_parameters, model)
 
 
 def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
@@ -141,10 +151,4 @@ def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
     return model(x)
 
 
-def computes_in_float16(model: ModelLike) -> bool:
-    """Whether any layer of the model computes in float16 (`mixed_float16`)."""
-    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else []
-    return any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers)
-
-
-__all__ = ["Linearization", "call_model", "computes_in_float16", "linearize"]
+__all__ = ["Linearization", "call_model", "linearize"]

@@ -52,13 +52,29 @@ class Rule(abc.ABC):
         """Whether this rule is right for this instance."""
         return True
 
-    @abc.abstractmethod
-    def gram(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-        """The share `[Q N, Q N]` of all calls of one layer, jointly.
+    def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
+        """What `gram` needs of the gradients of some columns: by default, the gradients.
+
+        Columns are differentiated a few at a time where all of them would not fit; a rule that needs less than the
+        gradients at every position says so here.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
             gradients: for each call, the gradients `[Q, N, ...]` of the columns with respect to its output.
+            dtype: in which sums are taken.
+
+        Returns:
+            Tensors `[Q, N, ...]`.
+        """
+        return list(gradients)
+
+    @abc.abstractmethod
+    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        """The share `[Q N, Q N]` of all calls of one layer, jointly.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            summaries: what `summarise` made of the gradients, all columns together.
             dtype: in which the sums are taken.
 
         Returns:
@@ -66,4 +82,56 @@ class Rule(abc.ABC):
         """
 
 
-__all__ = ["LayerCall", "Rule"]
+class WeightGradientRule(Rule):
+    """A rule that forms the per-example gradients of the layer's weights, `Q N n_layer` numbers."""
+
+    @abc.abstractmethod
+    def weight_gradients(
+        self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
+    ) -> list[tf.Tensor]:
+        """One tensor `[Q, N, ...]` per weight (or per part of the layer), summed over positions and calls.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            gradients: for each call, the gradients `[Q, N, ...]` of the columns with respect to its output.
+            dtype: in which sums are taken.
+
+        Returns:
+            The gradients `G[q, i]`, in parts.
+        """
+
+    def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
+        return self.weight_gradients(calls, gradients, dtype)
+
+    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        return tf.add_n([products(part) for part in summaries])
+
+
+def products(parts: tf.Tensor) -> tf.Tensor:
+    """All inner products between rows, `[Q, N, ...] -> [Q N, Q N]`.
+
+    Args:
+        parts: one array per column and example.
+
+    Returns:
+        A symmetric matrix, rows with q major.
+    """
+    shape = tf.shape(parts)
+    rows = tf.reshape(parts, [shape[0] * shape[1], -1])
+    return tf.linalg.matmul(rows, rows, transpose_b=True)
+
+
+def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> bool:
+    """Whether these are all the trainable variables of a layer, so that a rule about them is right for it.
+
+    Args:
+        layer: the layer.
+        *weights: its weights, `None` for those it does without.
+
+    Returns:
+        `True` or `False`.
+    """
+    return {id(v) for v in layer.trainable_variables} == {id(v) for v in weights if v is not None}
+
+
+__all__ = ["LayerCall", "Rule", "WeightGradientRule", "owns_exactly", "products"]

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
 from tf_natgrad.gram._base import LayerCall, Rule
-from tf_natgrad.gram.dense import DenseRule
-from tf_natgrad.gram.fallback import FallbackRule
+from tf_natgrad.gram.registry import FALLBACK, has_rule, registered_rule, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
 
 # Layers that are taken as a whole although they contain others: those run inside a loop of the outer layer.
 _WHOLE = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
 
-_RULES: dict[type, Rule] = {keras.layers.Dense: DenseRule()}
-_FALLBACK = FallbackRule()
 _WAY_OUT = "Use `solver=ConjugateGradient()`"
-
-
-def register_rule(layer_class: type, rule: Rule) -> None:
-    """Makes `rule` the rule of a layer class (of exactly that class: a subclass may compute something else).
-
-    Args:
-        layer_class: a subclass of `keras.layers.Layer`.
-        rule: how its calls contribute to the Gram matrix.
-    """
-    _RULES[layer_class] = rule
-
-
-def rule_for(layer: keras.layers.Layer) -> Rule:
-    """The rule registered for the layer's class, or the fallback."""
-    rule = _RULES.get(type(layer), _FALLBACK)
-    return rule if rule.supports(layer) else _FALLBACK
+# Bytes of gradients with respect to the layers' outputs that are held at once.
+MEMORY_LIMIT = 1 << 30
 
 
 class Record:
@@ -86,19 +69,24 @@ class Record:
         refusal = self.refusal_for(linearization.flat_parameters)
         if refusal is not None:
             raise ValueError(refusal)
-        groups = self.groups(linearization.flat_parameters)
-        outputs = [call.output for calls in groups for call in calls]
-        gradients = tf.vectorized_map(lambda c: linearization.pullback_to(outputs, c), columns)
-        for gradient, output in zip(gradients, outputs, strict=True):
-            gradient.set_shape([columns.shape[0], *output.shape])
         dtype = linearization.flat_parameters.dtype
-        shares = []
-        for calls in groups:
-            own, gradients = gradients[: len(calls)], gradients[len(calls) :]
-            same_layer = all(call.layer is calls[0].layer for call in calls)
-            rule = rule_for(calls[0].layer) if same_layer else _FALLBACK
-            shares.append(rule.gram(calls, own, dtype))
-        return tf.add_n(shares)
+        groups = self.groups(linearization.flat_parameters)
+        rules = [_rule_for_group(calls) for calls in groups]
+        outputs = [call.output for calls in groups for call in calls]
+
+        def summaries_of(some: tf.Tensor) -> list[list[tf.Tensor]]:
+            gradients = tf.vectorized_map(lambda c: linearization.pullback_to(outputs, c), some)
+            for gradient, output in zip(gradients, outputs, strict=True):
+                gradient.set_shape([some.shape[0], *output.shape])
+            given = iter(gradients)
+            return [
+                r.summarise(calls, [next(given) for _ in calls], dtype) for r, calls in zip(rules, groups, strict=True)
+            ]
+
+        at_once = _columns_at_once(columns, outputs)
+        chunked = at_once is not None
+        summaries = _in_chunks_of_columns(summaries_of, columns, at_once) if chunked else summaries_of(columns)
+        return tf.add_n([r.gram(calls, s, dtype) for r, calls, s in zip(rules, groups, summaries, strict=True)])
 
     def refusal_for(self, flat_parameters: FlatParameters) -> str | None:
         """Why the Gram matrix of these variables does not exist for this pass, with what to do, or `None`.
@@ -119,6 +107,31 @@ class Record:
                 f"layer that the model calls; here this fails for: {', '.join(odd)}. Use `solver=ConjugateGradient()`."
             )
         return self.refusal or next((call.refusal for call in calls if call.refusal), None)
+
+
+def _rule_for_group(calls: list[LayerCall]) -> Rule:
+    same_layer = all(call.layer is calls[0].layer for call in calls)
+    return rule_for(calls[0].layer) if same_layer else FALLBACK
+
+
+def _columns_at_once(columns: tf.Tensor, outputs: list[tf.Tensor]) -> int | None:
+    """How many columns to differentiate together so that their gradients keep within the limit; `None`: all."""
+    sizes = [output.shape.num_elements() for output in outputs]
+    if columns.shape[0] is None or any(size is None for size in sizes):
+        return None
+    # The backward pass holds a few tensors of that size at a time.
+    bytes_per_column = 4 * sum(size * output.dtype.size for size, output in zip(sizes, outputs, strict=True))
+    at_once = max(1, MEMORY_LIMIT // max(1, bytes_per_column))
+    return None if at_once >= columns.shape[0] else at_once
+
+
+def _in_chunks_of_columns(function: Callable, columns: tf.Tensor, size: int) -> list[list[tf.Tensor]]:
+    """`function(columns)` for `size` columns after the other, joined along the columns."""
+    chunks = []
+    for start in range(0, columns.shape[0], size):
+        with tf.control_dependencies(tf.nest.flatten(chunks[-1:])):
+            chunks.append(function(tf.identity(columns[start : start + size])))
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *chunks)
 
 
 @contextlib.contextmanager
@@ -157,7 +170,7 @@ def _units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         if id(node) in seen:
             return
         seen.add(id(node))
-        is_unit = type(node) in _RULES or isinstance(node, (*_WHOLE, keras.layers.BatchNormalization))
+        is_unit = has_rule(node) or isinstance(node, (*_WHOLE, keras.layers.BatchNormalization))
         if is_unit or _owns_weights(node):
             yield node
         else:
@@ -194,7 +207,7 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
         return output
 
     _swap(stack, layer, "call", recording_call)
-    if _RULES.get(type(layer), _FALLBACK).pre_activation:
+    if registered_rule(layer).pre_activation:
         activation = layer.activation
 
         def recording_activation(x, *args, **kwargs):
@@ -232,7 +245,7 @@ def _mixing_refusal(layer: keras.layers.Layer, call: LayerCall) -> str | None:
 
 def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str | None:
     """Why a rule cannot treat this call, if so."""
-    if call.kwargs.get("training") and rule_for(layer) is _FALLBACK and _draws_random_numbers(layer):
+    if call.kwargs.get("training") and rule_for(layer) is FALLBACK and _draws_random_numbers(layer):
         return (
             f"Layer {layer.name!r} draws random numbers inside a layer with weights; the Gram solver would have to "
             f"draw them again. {_WAY_OUT}, or set its dropout to 0 and add a Dropout layer."
@@ -257,4 +270,4 @@ def _graph() -> object:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-__all__ = ["Record", "capture", "register_rule", "rule_for"]
+__all__ = ["MEMORY_LIMIT", "Record", "capture"]

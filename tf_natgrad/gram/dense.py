@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, Rule
+from tf_natgrad.gram._base import LayerCall, Rule, owns_exactly, products
 
 
 class DenseRule(Rule):
@@ -20,23 +20,21 @@ class DenseRule(Rule):
     pre_activation = True
 
     def supports(self, layer: keras.layers.Layer) -> bool:
-        trainable = {id(v) for v in layer.trainable_variables}
         plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
-        own = [layer.kernel] + ([layer.bias] if layer.use_bias else [])
-        return plain and trainable == {id(v) for v in own}
+        return plain and owns_exactly(layer, layer.kernel, layer.bias)
 
-    def gram(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
         bias = 1.0 if calls[0].layer.use_bias else 0.0
         if len(calls) == 1 and calls[0].inputs.shape.rank == 2:
             h = tf.cast(calls[0].inputs, dtype)
-            d = tf.cast(gradients[0], dtype)
+            d = tf.cast(summaries[0], dtype)
             columns = tf.shape(d)[0]
             d = tf.reshape(d, [-1, d.shape[-1]])
             inner = tf.linalg.matmul(h, h, transpose_b=True) + bias
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
             return tf.linalg.matmul(d, d, transpose_b=True) * tf.tile(inner, [columns, columns])
         h = tf.concat([_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
-        d = tf.concat([_positions(tf.cast(g, dtype), 2) for g in gradients], 2)
+        d = tf.concat([_positions(tf.cast(g, dtype), 2) for g in summaries], 2)
         return _sum_over_positions(h, d, bias)
 
 
@@ -65,9 +63,7 @@ def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, bias: float) -> tf.Tensor:
         return tf.reduce_sum(inner * outer, [0, 2])
     if bias:
         h = tf.concat([h, tf.ones_like(h[..., :1])], -1)
-        features += 1
-    gradients = tf.reshape(tf.einsum("ntf,qntu->qnfu", h, d), [rows, features * units])
-    return tf.linalg.matmul(gradients, gradients, transpose_b=True)
+    return products(tf.einsum("ntf,qntu->qnfu", h, d))
 
 
 __all__ = ["DenseRule"]

@@ -27,7 +27,8 @@ class FallbackRule(Rule):
     def __init__(self, memory_limit: int | None = None):
         self.memory_limit = memory_limit
 
-    def gram(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        gradients = summaries
         columns, examples = tf.shape(gradients[0])[0], tf.shape(gradients[0])[1]
         rows = columns * examples
         size = sum(v.shape.num_elements() for v in _variables(calls))

@@ -154,7 +154,11 @@ class CurvatureOperator(tf.linalg.LinearOperator):
             return tf.transpose(self.compiled("matmul", self._products)(rows))
 
     def _products(self, rows: tf.Tensor) -> tf.Tensor:
-        return tf.vectorized_map(self._product, rows)
+        return self._map_rows(self._product, rows)
+
+    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        """`function` of each row, as graph code."""
+        return tf.vectorized_map(function, rows)
 
     @_plain_python
     def to_dense(self, *, memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense") -> tf.Tensor:
@@ -318,7 +322,7 @@ class FactoredOperator(CurvatureOperator):
         if rows is None:
             raise ValueError("`factor`: the number of rows is not known statically; give the batch a fixed size.")
         return in_chunks(
-            lambda units: tf.vectorized_map(self._factor_transpose_product, units), tf.eye(rows, dtype=self.dtype)
+            lambda units: self._map_rows(self._factor_transpose_product, units), tf.eye(rows, dtype=self.dtype)
         )
 
     def _dense(self) -> tf.Tensor:

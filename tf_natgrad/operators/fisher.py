@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.gram import capture
-from tf_natgrad.linearize import Linearization, call_model, computes_in_float16
+from tf_natgrad.linearize import Linearization, call_model
 from tf_natgrad.operators._base import DENSE_MEMORY_LIMIT, FactoredOperator, FactoredRhs
 from tf_natgrad.operators._factors import ExactFactor, OutputFactor, sampled_factor
 from tf_natgrad.parameters import FlatParameters
@@ -87,7 +87,7 @@ class Fisher(FactoredOperator):
             outputs=outputs,
             pd=pd,
             weights=tf.cast(likelihood.weights(outputs, pd, sample_weight), flat.dtype),
-            linearization=Linearization(pd.parameters, tape, flat, computes_in_float16(model)),
+            linearization=Linearization(pd.parameters, tape, flat, model),
             record=record,
             factor=ExactFactor(pd) if kind == "exact" else sampled_factor(pd, seed, mc_samples),
             exact=kind == "exact",
@@ -213,6 +213,9 @@ class Fisher(FactoredOperator):
 
     def prepare(self) -> None:
         self._state.linearization.prepare_jvp()
+
+    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        return self._state.linearization.map_rows(function, rows)
 
     def _product(self, vector: tf.Tensor) -> tf.Tensor:
         state = self._state

@@ -1,0 +1,66 @@
+"""Convolutions: per-example kernel gradients, from patches of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad.gram._base import LayerCall, WeightGradientRule, owns_exactly
+
+
+class ConvolutionRule(WeightGradientRule):
+    """`Conv1D`, `Conv2D` and their depthwise forms, with strides, padding, dilation and groups.
+
+    With `h_it` the patch of the input that position t of the output sees, the kernel's gradient of column q of
+    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples.
+    """
+
+    pre_activation = True
+
+    def supports(self, layer: keras.layers.Layer) -> bool:
+        plain = layer.data_format == "channels_last" and not getattr(layer, "lora_enabled", False)
+        return plain and owns_exactly(layer, layer.kernel, layer.bias)
+
+    def weight_gradients(
+        self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
+    ) -> list[tf.Tensor]:
+        layer = calls[0].layer
+        groups = _groups(layer)
+        kernel, bias = 0.0, 0.0
+        for call, d in zip(calls, gradients, strict=True):
+            patches = _patches(layer, tf.cast(call.inputs, dtype), groups)
+            shape = tf.shape(d)
+            d = tf.reshape(tf.cast(d, dtype), [shape[0], shape[1], -1, groups, d.shape[-1] // groups])
+            # Columns beside channels: one matrix product per example and group.
+            kernel += tf.einsum("ntgk,qntgc->qngkc", patches, d)
+            bias += tf.reduce_sum(d, 2)
+        return [kernel] if layer.bias is None else [kernel, bias]
+
+
+def _groups(layer: keras.layers.Layer) -> int:
+    if hasattr(layer, "depth_multiplier"):
+        return layer.kernel.shape[-2]
+    return layer.groups
+
+
+def _patches(layer: keras.layers.Layer, inputs: tf.Tensor, groups: int) -> tf.Tensor:
+    """What each output position sees of each group of channels: `[N, T, groups, kernel size * channels]`."""
+    size, strides, rates = (list(v) for v in (layer.kernel_size, layer.strides, layer.dilation_rate))
+    padding = layer.padding
+    if padding == "causal":
+        inputs = tf.pad(inputs, [[0, 0], [rates[0] * (size[0] - 1), 0], [0, 0]])
+        padding = "valid"
+    if len(size) == 1:
+        inputs = inputs[:, None]
+        size, strides, rates = ([1, *v] for v in (size, strides, rates))
+    patches = tf.image.extract_patches(inputs, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper())
+    taps, channels = size[0] * size[1], inputs.shape[-1]
+    patches = tf.reshape(patches, [tf.shape(inputs)[0], -1, taps, groups, channels // groups])
+    return tf.reshape(
+        tf.transpose(patches, [0, 1, 3, 2, 4]), [tf.shape(inputs)[0], -1, groups, taps * channels // groups]
+    )
+
+
+__all__ = ["ConvolutionRule"]

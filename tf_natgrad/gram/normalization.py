@@ -1,0 +1,41 @@
+"""Normalisation layers: gradients of scale and offset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad.gram._base import LayerCall, WeightGradientRule
+
+
+class NormalizationRule(WeightGradientRule):
+    """`y = gamma * xhat + beta`: the gradients are `sum_t xhat_it d_qit` and `sum_t d_qit`.
+
+    `xhat` is the layer's own output at `gamma = 1, beta = 0`. BatchNormalization is treated in inference mode only;
+    in training mode `capture` refuses it.
+    """
+
+    def supports(self, layer: keras.layers.Layer) -> bool:
+        return layer.axis in (-1, [-1])
+
+    def weight_gradients(
+        self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
+    ) -> list[tf.Tensor]:
+        layer = calls[0].layer
+        offsets = [v for v in layer.trainable_variables if v is getattr(layer, "beta", None)]
+        scales = [v for v in layer.trainable_variables if v is not getattr(layer, "beta", None)]
+        neutral = [(v, tf.zeros(v.shape, v.dtype)) for v in offsets] + [(v, tf.ones(v.shape, v.dtype)) for v in scales]
+        scale, offset = 0.0, 0.0
+        for call, d in zip(calls, gradients, strict=True):
+            with keras.StatelessScope(state_mapping=neutral):
+                normalised = layer(*call.args, **call.kwargs)
+            d = tf.cast(d, dtype)
+            positions = list(range(2, d.shape.rank - 1))
+            scale += tf.reduce_sum(d * tf.cast(normalised, dtype), positions)
+            offset += tf.reduce_sum(d, positions)
+        return [scale] * len(scales) + [offset] * len(offsets)
+
+
+__all__ = ["NormalizationRule"]

@@ -1,0 +1,54 @@
+"""Which rule is whose: one table from layer classes to rules."""
+
+from __future__ import annotations
+
+import keras
+
+from tf_natgrad.gram._base import Rule
+from tf_natgrad.gram.convolution import ConvolutionRule
+from tf_natgrad.gram.dense import DenseRule
+from tf_natgrad.gram.embedding import EmbeddingRule
+from tf_natgrad.gram.fallback import FallbackRule
+from tf_natgrad.gram.normalization import NormalizationRule
+
+_layers = keras.layers
+_RULES: dict[type, Rule] = {
+    _layers.Dense: DenseRule(),
+    _layers.Embedding: EmbeddingRule(),
+    **dict.fromkeys(
+        (_layers.Conv1D, _layers.Conv2D, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D), ConvolutionRule()
+    ),
+    **dict.fromkeys(
+        (_layers.BatchNormalization, _layers.LayerNormalization, _layers.RMSNormalization), NormalizationRule()
+    ),
+}
+FALLBACK = FallbackRule()
+
+
+def register_rule(layer_class: type, rule: Rule) -> None:
+    """Makes `rule` the rule of a layer class (of exactly that class: a subclass may compute something else).
+
+    Args:
+        layer_class: a subclass of `keras.layers.Layer`.
+        rule: how its calls contribute to the Gram matrix.
+    """
+    _RULES[layer_class] = rule
+
+
+def has_rule(layer: keras.layers.Layer) -> bool:
+    """Whether a rule is registered for the layer's class."""
+    return type(layer) in _RULES
+
+
+def registered_rule(layer: keras.layers.Layer) -> Rule:
+    """The rule registered for the layer's class, whether or not it is right for this instance."""
+    return _RULES.get(type(layer), FALLBACK)
+
+
+def rule_for(layer: keras.layers.Layer) -> Rule:
+    """The rule registered for the layer's class if it is right for this instance, or the fallback."""
+    rule = registered_rule(layer)
+    return rule if rule.supports(layer) else FALLBACK
+
+
+__all__ = ["FALLBACK", "has_rule", "register_rule", "registered_rule", "rule_for"]

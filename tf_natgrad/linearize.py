@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tf_natgrad._typing import ModelLike, TensorLike, TensorList
@@ -35,9 +37,12 @@ class Linearization:
         layers = list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else []
         # float16 underflows at 6e-8: the products then keep within its range.
         self._float16 = any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers)
-        # TensorFlow cannot vectorise the kernel gradient of a grouped convolution.
+        # TensorFlow vectorises neither the kernel gradient of a grouped convolution nor second derivatives of loops.
         self._vectorizes = all(
-            getattr(layer, "groups", 1) == 1 and not hasattr(layer, "depth_multiplier") for layer in layers
+            getattr(layer, "groups", 1) == 1
+            and not hasattr(layer, "depth_multiplier")
+            and not isinstance(layer, keras.layers.RNN)
+            for layer in layers
         )
         self.outputs = outputs
         self.flat_parameters = flat_parameters
@@ -45,6 +50,7 @@ class Linearization:
         self._sources = flat_parameters.tensors
         self._eager = tf.executing_eagerly()
         self._transpose: _Transpose | None = None
+        self._gradient: tuple[tf.GradientTape, list[tf.Tensor]] | None = None
         if not self._eager:
             # Recorded before any loop that uses it; what a graph does not use is pruned.
             self.prepare_jvp()
@@ -68,6 +74,33 @@ class Linearization:
         )
         return image * scale if self._float16 else image
 
+    def record_gradient(self, outer: tf.GradientTape, cotangent: tf.Tensor) -> None:
+        """Forms the gradient `J^T u` under a tape that saw the forward pass too, for `gradient_jvp`.
+
+        Args:
+            outer: a persistent tape, still recording.
+            cotangent: `u`, as a function of the outputs that `outer` recorded.
+        """
+        self._gradient = outer, self._tape_gradient(self._sources, cotangent)
+
+    def gradient_jvp(self, tangents: TensorList) -> list[tf.Tensor]:
+        """The derivative of the gradient of `record_gradient` along `v`: a Hessian product, by symmetry `H v`.
+
+        Args:
+            tangents: `v`, one tensor per variable.
+
+        Returns:
+            One tensor per variable.
+        """
+        outer, gradient = self._gradient
+        products = outer.gradient(
+            gradient,
+            self._sources,
+            output_gradients=list(tangents),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        return [tf.convert_to_tensor(p) for p in products]
+
     def _record_transpose(self) -> _Transpose:
         with tf.GradientTape(persistent=True) as outer:
             seed = tf.zeros_like(self.outputs)
@@ -87,11 +120,20 @@ class Linearization:
         gradients = self._tape_gradient(sources, cotangent / scale)
         return [tf.cast(g, cotangent.dtype) * scale for g in gradients]
 
-    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        """`function` of each row, where it takes `jvp` or `vjp` to parameters: vectorised if possible, else in turn."""
+    def map_rows(self, function: Callable[[tf.Tensor], Any], rows: tf.Tensor, signature: Any = None) -> Any:
+        """`function` of each row, where it takes products: vectorised if TensorFlow can, else one after the other.
+
+        Args:
+            function: of one row, to a tensor or a structure of tensors.
+            rows: `[k, ...]`.
+            signature: the `tf.TensorSpec`s of what `function` returns, where that is not like a row.
+
+        Returns:
+            What `function` returned, stacked.
+        """
         if self._vectorizes:
             return tf.vectorized_map(function, rows)
-        return tf.map_fn(function, rows, parallel_iterations=1)
+        return tf.map_fn(function, rows, parallel_iterations=1, fn_output_signature=signature)
 
     def _tape_gradient(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
         gradients = self._tape.gradient(

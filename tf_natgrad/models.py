@@ -11,9 +11,16 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood, likelihood_of
+from tf_natgrad.linearize import call_model
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.parameters import FlatParameters
 
+# Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
+_FAR = 1.0
+_TOO_FAR = (
+    "A step of natural gradient is predicted to move the outputs' distribution by {:.1f} nats (KL), too far for the "
+    "quadratic model that it rests on, and the loss may rise. Raise `damping` or lower `learning_rate`."
+)
 _NOT_FINITE = (
     "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
     "range; the weights were left as they were. Check the batch, lower the learning rate or raise `damping`; or pass "
@@ -61,7 +68,13 @@ class NaturalGradientMixin:
             return super().train_step(data)
         _refuse_replicas()
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with _checks.collected(finite_only_collected=natural.on_nonfinite == "skip") as conditions:
+        if y is None:
+            raise ValueError(_checks.message("y", "None", "labels", "Pass them to `fit` beside the inputs."))
+        self._build_on(x)
+        # A forward pass that is not finite spoils the statistics of BatchNorm: they are put back after it.
+        statistics = [v for v in self.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
+        before = [(v, tf.convert_to_tensor(v.value)) for v in statistics]
+        with _checks.collected(finite_only_collected=True) as conditions:
             result = batch_direction(
                 self,
                 self._likelihood(),
@@ -75,13 +88,19 @@ class NaturalGradientMixin:
             )
         outputs = result.fisher.outputs
         loss = self.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
-        sound = self._take_step(natural, result, y, loss, conditions)
+        updates = self._updates(result, y)
+        finite = _checks.is_finite(loss, tf.convert_to_tensor(natural.learning_rate), *updates)
+        sound = self._take_step(natural, updates, before, tf.reduce_all(tf.stack([finite, *conditions])))
+        if natural.on_nonfinite == "raise":
+            with tf.control_dependencies([sound]):
+                _refuse_nonfinite(x, y, finite)
         # A batch that was left out would turn the epoch's mean into NaN.
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         tracker.update_state(
             tf.where(sound, loss, tf.zeros_like(loss)), sample_weight=tf.where(sound, tf.shape(outputs)[0], 0)
         )
         logs = {"damping": tf.convert_to_tensor(natural.damping.value), **_report(result.info, natural.learning_rate)}
+        logs["kl"] = tf.where(sound, logs["kl"], tf.zeros_like(logs["kl"]))
         if natural.on_nonfinite == "skip":
             logs["skipped_steps"] = tf.convert_to_tensor(natural.skipped_steps.value)
         return {**logs, **self.compute_metrics(x, y, outputs, sample_weight=sample_weight)}
@@ -110,12 +129,23 @@ class NaturalGradientMixin:
                     logs = step(iterator)
                 if watched and int(natural.skipped_steps) > before:
                     raise ValueError(_NOT_FINITE)
+                if logs["kl"] > _FAR:
+                    _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
                 return logs
 
             self.train_function = train_function
         return None
 
     def _likelihood(self) -> Likelihood:
+        if type(self).compute_loss is not keras.Model.compute_loss:
+            raise ValueError(
+                _checks.message(
+                    "model",
+                    f"{type(self).__name__} with a `compute_loss` of its own",
+                    "the loss in `compile`",
+                    "Write a `tf_natgrad.distributions.Distribution` for a loss of your own.",
+                )
+            )
         loss = getattr(self, "loss", None)
         if loss is None or isinstance(loss, dict | list | tuple):
             raise ValueError(
@@ -141,10 +171,16 @@ class NaturalGradientMixin:
         own = {id(v) for v in natural._trainable_variables}
         return [v for v in self.trainable_variables if id(v) in own]
 
-    def _take_step(
-        self, natural: NaturalGradient, result: BatchDirection, y: Any, loss: tf.Tensor, conditions: list[tf.Tensor]
-    ) -> tf.Tensor:
-        """Applies the direction if it, the loss and the batch are sound; else raises, or skips and counts."""
+    def _build_on(self, x: Any) -> None:
+        """Makes the variables of layers that were never called; on symbols, so that no seed or statistic moves."""
+        if not all(layer.built for layer in self._flatten_layers()):
+            symbols = tf.nest.map_structure(
+                lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x
+            )
+            call_model(self, symbols, training=True)
+
+    def _updates(self, result: BatchDirection, y: Any) -> list[tf.Tensor]:
+        """One per trainable variable: its part of the direction, or its gradient where another optimizer has it."""
         flat = result.fisher.flat_parameters
         updates = {id(v): d for v, d in zip(flat.variables, flat.unflatten(result.value), strict=True)}
         others = [v for v in self.trainable_variables if id(v) not in updates]
@@ -155,22 +191,30 @@ class NaturalGradientMixin:
                 parts = FlatParameters(others).unflatten(penalty)
                 gradients = [g + p for g, p in zip(gradients, parts, strict=True)]
             updates |= {id(v): g for v, g in zip(others, gradients, strict=True)}
-        ordered = [updates[id(v)] for v in self.trainable_variables]
-        finite = _checks.is_finite(loss, *ordered)
-        if natural.on_nonfinite == "raise":
-            _checks.require(finite, _NOT_FINITE)
-        sound = tf.reduce_all(tf.stack([finite, *conditions]))
+        return [updates[id(v)] for v in self.trainable_variables]
 
-        def apply() -> None:
+    def _take_step(
+        self,
+        natural: NaturalGradient,
+        updates: list[tf.Tensor],
+        before: list[tuple[keras.Variable, tf.Tensor]],
+        sound: tf.Tensor,
+    ) -> tf.Tensor:
+        """Applies the updates if the batch is sound; else leaves the model as it was, and counts. Returns `sound`."""
+
+        def apply() -> tf.Tensor:
             # A wrapper that scales losses divides by its scale what it is given.
-            scaled = [self.optimizer.scale_loss(update) for update in ordered]
+            scaled = [self.optimizer.scale_loss(update) for update in updates]
             natural.apply_direction(scaled, self.trainable_variables, through=self.optimizer)
+            return tf.constant(True)
 
-        def skip() -> None:
+        def skip() -> tf.Tensor:
+            for variable, value in before:
+                variable.assign(value)
             natural.skipped_steps.assign_add(1)
+            return tf.constant(False)
 
-        tf.cond(sound, apply, skip)
-        return sound
+        return tf.cond(sound, apply, skip)
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -233,6 +277,17 @@ def _report(info: Any, learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
     logs = {name: getattr(info, name) for name in ("rank", "iterations") if hasattr(info, name)}
     rate = tf.convert_to_tensor(learning_rate)
     return logs | {"kl": 0.5 * tf.square(rate) * tf.cast(info.quadratic_form, rate.dtype)}
+
+
+def _refuse_nonfinite(x: Any, y: Any, finite: tf.Tensor) -> None:
+    """Refuses a batch that is not finite, or whose step is not, by the name of what is to blame."""
+    clean = tf.constant(True)
+    for name, given in (("x", x), ("y", y)):
+        own = _checks.is_finite(*map(tf.convert_to_tensor, tf.nest.flatten(given)))
+        remedy = "Clean the batch, or leave such batches out with `on_nonfinite='skip'`."
+        _checks.require(own, _checks.message(name, "NaN or infinite values", "finite values", remedy))
+        clean &= own
+    _checks.require(finite | ~clean, _NOT_FINITE)
 
 
 def _refuse_replicas() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
     >>> model = ng.natural_gradient_model(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> model.compile(ng.NaturalGradient(0.7, damping=0.1), loss)
-    >>> history = model.fit(np.eye(3), [0, 1, 1], epochs=3, verbose=0)
+    >>> history = model.fit(np.eye(3), np.array([0, 1, 1]), epochs=3, verbose=0)
     >>> history.history["loss"][-1] < history.history["loss"][0]
     True
 
@@ -68,7 +69,8 @@ class NaturalGradient(keras.optimizers.Optimizer):
                     "The Fisher of an accumulated batch is not the sum of what is accumulated; use a larger batch.",
                 )
             )
-        if isinstance(learning_rate, int) and not isinstance(learning_rate, bool):
+        if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
+            _checks.check_number("learning_rate", learning_rate, minimum=0.0)
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.solver = get(solver)

@@ -150,7 +150,7 @@ class FixedStdGaussianPd(_NormalPd):
         return -self._standardised(value)
 
     def _diagonal(self) -> tf.Tensor:
-        return tf.constant(1.0 / self.std, self.parameters.dtype)
+        return tf.ones_like(self.parameters) / self.std
 
 
 __all__ = ["DiagGaussianPd", "FixedStdGaussianPd"]

@@ -98,8 +98,8 @@ class Likelihood:
             given = self._per_position(tf.cast(sample_weight, dtype), pd)
             _require_same_batch("sample_weight", given, pd)
             _checks.require(
-                tf.reduce_all(given >= 0),
-                _checks.message("sample_weight", "a negative or NaN weight", "weights >= 0"),
+                tf.reduce_all((given >= 0) & tf.math.is_finite(given)),
+                _checks.message("sample_weight", "a negative, NaN or infinite weight", "finite weights >= 0"),
             )
             weights *= given
         if self.reduction == "mean_with_sample_weight":
@@ -136,8 +136,8 @@ class Likelihood:
 class NegativeLogLikelihood(keras.losses.Loss):
     """The negative log-likelihood of a distribution class, as a Keras loss: how a loss of one's own reaches `fit`.
 
-    The network's outputs are the parameters of the distribution. Register the class with
-    `keras.saving.register_keras_serializable` to save models compiled with it.
+    The network's outputs are the parameters of the distribution. It is saved by the name of the class: define or
+    import the class before `keras.saving.load_model`, or pass it in `custom_objects`.
 
     >>> import keras, numpy as np
     >>> from tf_natgrad.distributions import DiagGaussianPd
@@ -171,12 +171,31 @@ class NegativeLogLikelihood(keras.losses.Loss):
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        return super().get_config() | {"distribution": keras.saving.serialize_keras_object(self.distribution)}
+        return super().get_config() | {"distribution": self.distribution.__name__}
 
     @classmethod
     def from_config(cls, config: dict) -> NegativeLogLikelihood:
         """A loss from what `get_config` returned."""
-        return cls(**config | {"distribution": keras.saving.deserialize_keras_object(config["distribution"])})
+        name = config["distribution"]
+        found = keras.saving.get_registered_object(name, module_objects=_subclasses(Distribution))
+        if found is None:
+            raise ValueError(
+                _checks.message(
+                    "distribution",
+                    repr(name),
+                    "the name of a subclass of `Distribution`",
+                    "Import the module that defines it before `load_model`, or pass it in `custom_objects`.",
+                )
+            )
+        return cls(**config | {"distribution": found})
+
+
+def _subclasses(cls: type) -> dict[str, type]:
+    """All subclasses that exist, by name; of several the one defined last."""
+    found = {}
+    for child in cls.__subclasses__():
+        found |= {child.__name__: child} | _subclasses(child)
+    return found
 
 
 def likelihood_of(loss: LossLike) -> Likelihood:
@@ -211,7 +230,7 @@ def likelihood_of(loss: LossLike) -> Likelihood:
             found = keras.losses.get(loss)
         except ValueError:
             found = None
-    if found in _FUNCTIONS:
+    if callable(found) and found in _FUNCTIONS:
         found = _FUNCTIONS[found]()
     make = _TABLE.get(type(found))
     if make is None:

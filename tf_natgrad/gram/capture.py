@@ -75,7 +75,9 @@ class Record:
         outputs = [call.output for calls in groups for call in calls]
 
         def summaries_of(some: tf.Tensor) -> list[list[tf.Tensor]]:
-            gradients = tf.vectorized_map(lambda c: linearization.pullback_to(outputs, c), some)
+            dtypes = [some.dtype if output.dtype == tf.float16 else output.dtype for output in outputs]
+            specs = [tf.TensorSpec(o.shape, d) for o, d in zip(outputs, dtypes, strict=True)]
+            gradients = linearization.map_rows(lambda c: linearization.pullback_to(outputs, c), some, specs)
             for gradient, output in zip(gradients, outputs, strict=True):
                 gradient.set_shape([some.shape[0], *output.shape])
             given = iter(gradients)

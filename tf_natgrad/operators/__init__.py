@@ -2,6 +2,16 @@
 
 from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, FactoredRhs
 from tf_natgrad.operators.damped import Damped
-from tf_natgrad.operators.fisher import Fisher
+from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
+from tf_natgrad.operators.hessian import GaussNewton, Hessian
 
-__all__ = ["CurvatureOperator", "Damped", "FactoredOperator", "FactoredRhs", "Fisher"]
+__all__ = [
+    "CurvatureOperator",
+    "Damped",
+    "EmpiricalFisher",
+    "FactoredOperator",
+    "FactoredRhs",
+    "Fisher",
+    "GaussNewton",
+    "Hessian",
+]

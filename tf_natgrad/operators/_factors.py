@@ -13,6 +13,8 @@ class OutputFactor(Protocol):
     """`L = S S^T` for each position of a batch: products with `L`, `S`, `S^T`, and the columns of `S`."""
 
     rank: int
+    # Whether the gradient of the loss is `S score_factor`, so that it lies in the range of the factor.
+    is_exact: bool
 
     def matvec(self, vector: tf.Tensor) -> tf.Tensor:
         """`L v`: `[..., C] -> [..., C]`."""
@@ -37,6 +39,7 @@ class ExactFactor:
     def __init__(self, pd: Distribution):
         self._pd = pd
         self.rank = pd.fisher_rank
+        self.is_exact = True
 
     def matvec(self, vector: tf.Tensor) -> tf.Tensor:
         return self._pd.fisher_matvec(vector)
@@ -61,6 +64,7 @@ class ScoreFactor:
     def __init__(self, scores: tf.Tensor):
         self._scores = scores
         self.rank = scores.shape[0]
+        self.is_exact = False
 
     def matvec(self, vector: tf.Tensor) -> tf.Tensor:
         return self.apply(self.apply_transpose(vector))
@@ -75,21 +79,35 @@ class ScoreFactor:
         return self._scores
 
 
-def sampled_factor(pd: Distribution, seed: int, samples: int) -> ScoreFactor:
-    """The Monte-Carlo factor: labels drawn from the distribution itself, a function of `seed` alone.
+def sampled_factor(pd: Distribution, seed: int, samples: int, index: tf.Tensor | int) -> ScoreFactor:
+    """The Monte-Carlo factor: labels drawn from the distribution itself, a function of seed and batch alone.
 
     Args:
         pd: the distribution at the network's outputs.
         seed: fixes the draw.
         samples: labels per position.
+        index: the number of the batch.
 
     Returns:
         A `ScoreFactor` of rank `samples`, unbiased for the exact `L`.
     """
-    scores = [
-        pd.fisher_factor(pd.score_factor(pd.sample(tf.constant([seed, index], tf.int32)))) for index in range(samples)
-    ]
-    return ScoreFactor(tf.stack(scores) * tf.cast(samples, pd.parameters.dtype) ** -0.5)
+    first = tf.cast(index, tf.int32) * samples
+    draws = [pd.sample(tf.stack([tf.constant(seed, tf.int32), first + k])) for k in range(samples)]
+    scores = tf.stack([pd.fisher_factor(pd.score_factor(draw)) for draw in draws])
+    return ScoreFactor(scores * tf.cast(samples, pd.parameters.dtype) ** -0.5)
 
 
-__all__ = ["ExactFactor", "OutputFactor", "ScoreFactor", "sampled_factor"]
+def label_factor(pd: Distribution, targets: tf.Tensor) -> ScoreFactor:
+    """The factor of the empirical Fisher: one column per position, the score of its own label.
+
+    Args:
+        pd: the distribution at the network's outputs.
+        targets: the labels, as `pd.log_prob` takes them.
+
+    Returns:
+        A `ScoreFactor` of rank one.
+    """
+    return ScoreFactor(pd.fisher_factor(pd.score_factor(targets))[None])
+
+
+__all__ = ["ExactFactor", "OutputFactor", "ScoreFactor", "label_factor", "sampled_factor"]

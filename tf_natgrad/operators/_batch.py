@@ -1,0 +1,295 @@
+"""One batch after one forward pass, and many batches one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import ModelLike, TensorLike
+from tf_natgrad.distributions import Distribution, Likelihood
+from tf_natgrad.gram import Record, capture
+from tf_natgrad.linearize import Linearization, call_model
+from tf_natgrad.operators._factors import OutputFactor
+from tf_natgrad.parameters import FlatParameters
+
+
+@dataclasses.dataclass
+class Batch:
+    """What one forward pass left behind.
+
+    Attributes:
+        x: the inputs.
+        y: the labels, or `None`.
+        outputs: the model's outputs.
+        pd: the distribution that they stand for.
+        weights: `w` `[N, ...]`, one per position, in the dtype of the variables.
+        linearization: the Jacobian of the distribution's parameters.
+        record: the calls of the layers, for the Gram matrix.
+        snapshot: the model's variables with their values before the pass, seeds of dropout included.
+        likelihood: the loss.
+        training: the mode in which the model was called.
+        factor: the output-space factor of the operator that uses the batch, if it has one.
+    """
+
+    x: Any
+    y: Any
+    outputs: tf.Tensor
+    pd: Distribution
+    weights: tf.Tensor
+    linearization: Linearization
+    record: Record
+    snapshot: list[tuple[keras.Variable, tf.Tensor]]
+    likelihood: Likelihood
+    training: bool
+    factor: OutputFactor | None = None
+
+    @property
+    def output_weights(self) -> tf.Tensor:
+        """`w` `[N, ..., 1]` in the dtype of the outputs."""
+        return tf.cast(self.weights, self.pd.parameters.dtype)[..., None]
+
+    def targets(self, y: TensorLike | None = None) -> tf.Tensor:
+        """The labels in the form that the distribution takes.
+
+        Args:
+            y: other labels than the batch's own.
+
+        Returns:
+            A tensor.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        y = self.y if y is None else y
+        if y is None:
+            raise ValueError(_checks.message("data", "inputs without labels", "`(x, y)`", "This quantity has labels."))
+        return self.likelihood.targets(y, self.pd)
+
+    def loss(self, y: TensorLike | None = None) -> tf.Tensor:
+        """The loss of the batch, `-sum_i w_i log p(y_i | z_i)`.
+
+        Args:
+            y: other labels than the batch's own.
+
+        Returns:
+            A scalar in the dtype of the outputs.
+        """
+        return -tf.reduce_sum(self.output_weights[..., 0] * self.pd.log_prob(self.targets(y)))
+
+    def score(self) -> tf.Tensor:
+        """The gradient of the loss in the outputs `[N, ..., C]`, by differentiation: it can be differentiated again."""
+        with tf.GradientTape() as tape:
+            tape.watch(self.pd.parameters)
+            loss = self.loss()
+        return tape.gradient(loss, self.pd.parameters)
+
+
+def run_batch(
+    model: ModelLike,
+    likelihood: Likelihood,
+    x: Any,
+    y: Any,
+    sample_weight: TensorLike | None,
+    *,
+    training: bool,
+    variables: Sequence[keras.Variable] | None,
+    flat_parameters: FlatParameters | None = None,
+    second_order: bool = False,
+) -> Batch:
+    """Calls a model once on a batch and keeps what curvature needs of it.
+
+    Args:
+        model: a Keras model with one output.
+        likelihood: the loss.
+        x: the inputs.
+        y: the labels, or `None`.
+        sample_weight: the examples' weights, or `None`.
+        training: the mode in which the model is called.
+        variables: the variables of interest; `None` for all trainable ones.
+        flat_parameters: the same as a layout, where it exists already.
+        second_order: whether the gradient of the loss is recorded too, to be differentiated once more.
+
+    Returns:
+        A `Batch`.
+
+    Raises:
+        ValueError: if the batch is empty, not finite, or does not fit.
+    """
+    check_inputs(x)
+    snapshot = _snapshot(model)
+    outer = tf.GradientTape(persistent=True) if second_order else None
+    with outer or contextlib.nullcontext():
+        with tf.GradientTape(persistent=True) as tape, capture(model) as record:
+            outputs = call_model(model, x, training)
+            pd = likelihood.distribution(outputs)
+        if flat_parameters is None:
+            # A subclassed model has its variables only now.
+            flat_parameters = FlatParameters(model.trainable_variables if variables is None else variables)
+        batch = Batch(
+            x=x,
+            y=y,
+            outputs=outputs,
+            pd=pd,
+            weights=tf.cast(likelihood.weights(outputs, pd, sample_weight), flat_parameters.dtype),
+            linearization=Linearization(pd.parameters, tape, flat_parameters, model),
+            record=record,
+            snapshot=snapshot or _snapshot(model),
+            likelihood=likelihood,
+            training=training,
+        )
+        if second_order:
+            batch.linearization.record_gradient(outer, batch.score())
+    return batch
+
+
+def check_inputs(x: Any) -> None:
+    """Refuses an empty batch, or inputs that are not finite.
+
+    Args:
+        x: a tensor or a structure of tensors, examples first.
+
+    Raises:
+        ValueError: naming `x`.
+    """
+    tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(x)]
+    for tensor in tensors:
+        if tensor.shape.rank == 0:
+            raise ValueError(_checks.message("x", "a scalar", "a batch of shape [N, ...]"))
+        size = tensor.shape[0]
+        _checks.require(
+            tf.shape(tensor)[0] > 0 if size is None else tf.constant(size > 0),
+            _checks.message("x", "an empty batch", "at least one example", "Drop empty batches from the data set."),
+        )
+    _checks.require_finite("x", "finite inputs", *tensors)
+
+
+def unpack(data: Any) -> tuple[Any, Any, Any]:
+    """`(x, y, sample_weight)` of what a user or a data set gives, with `None` for what is missing.
+
+    Args:
+        data: inputs, or a tuple `(x, y)` or `(x, y, sample_weight)`.
+
+    Returns:
+        Tensors.
+    """
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    return tf.nest.map_structure(tf.convert_to_tensor, x), None if y is None else tf.convert_to_tensor(y), sample_weight
+
+
+class DataSet:
+    """The batches of a `tf.data.Dataset`, each with its share in the whole.
+
+    The data set is read twice on construction: once to count, and once more to see that it gives the same batches
+    again, without which a sum over it would be another one at each product.
+
+    Args:
+        dataset: batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+        reduction: Keras's name of how losses are summed up.
+        progress: whether passes in eager mode show a progress bar.
+
+    Raises:
+        ValueError: if it is empty, infinite, or gives other batches when it is read again.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, reduction: str, progress: bool = False):
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                _checks.message("data", "an infinite data set", "a finite one", "Remove `repeat()`, or use `take`.")
+            )
+        self._dataset = dataset
+        self._progress = progress
+        first, second = ([self._fingerprint(batch) for batch in dataset] for _ in range(2))
+        if not first:
+            raise ValueError(_checks.message("data", "an empty data set", "at least one batch"))
+        if first != second:
+            raise ValueError(
+                _checks.message(
+                    "data",
+                    "a data set that gives other batches when it is read again",
+                    "the same batches each time",
+                    "Use `shuffle(..., reshuffle_each_iteration=False)`, and random augmentation before `cache()`.",
+                )
+            )
+        self.batches = len(first)
+        self._weighted_by_examples = reduction != "sum"
+        self._by_weight = reduction == "mean_with_sample_weight"
+        self._total = sum(weight if self._by_weight else count for count, weight, _ in first)
+
+    @staticmethod
+    def _fingerprint(batch: Any) -> tuple[int, float, tuple]:
+        x, y, sample_weight = unpack(batch)
+        examples = tf.nest.flatten(x)[0].shape[0]
+        weight = float(examples if sample_weight is None else np.sum(sample_weight))
+        content = tuple(
+            float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
+            for t in tf.nest.flatten((x, y))
+            if t is not None and np.asarray(t).dtype.kind in "fiub"
+        )
+        return examples, weight, content
+
+    def _share(self, x: Any, sample_weight: Any, dtype: tf.DType) -> tf.Tensor:
+        if not self._weighted_by_examples:
+            return tf.ones([], dtype)
+        examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
+        if self._by_weight and sample_weight is not None:
+            examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
+        return examples / tf.cast(self._total, dtype)
+
+    def sum(self, function: Callable, initial: tf.Tensor, compiled: Callable | None = None) -> tf.Tensor:
+        """`sum_b share_b function(x_b, y_b, sample_weight_b, b)`, eagerly or as graph code.
+
+        Args:
+            function: of one batch and its number, to a tensor like `initial`.
+            initial: zeros.
+            compiled: makes a graph of a function, for eager use; by default it is called as it is.
+
+        Returns:
+            The sum.
+
+        Raises:
+            ValueError: if the data set ends earlier or later than it did on construction.
+        """
+
+        def term(x, y, sample_weight, index):
+            return self._share(x, sample_weight, initial.dtype) * function(x, y, sample_weight, index)
+
+        if tf.executing_eagerly():
+            term = term if compiled is None else compiled(term)
+            total, seen = initial, 0
+            bar = tqdm(self._dataset, total=self.batches, disable=not self._progress, leave=False)
+            for seen, batch in enumerate(bar, 1):
+                total = total + term(*unpack(batch), tf.constant(seen - 1))
+        else:
+            iterator = iter(self._dataset)
+
+            def body(optional, total, seen):
+                total = total + term(*unpack(optional.get_value()), seen)
+                return iterator.get_next_as_optional(), tf.ensure_shape(total, initial.shape), seen + 1
+
+            _, total, seen = tf.while_loop(
+                lambda optional, total, seen: optional.has_value(),
+                body,
+                (iterator.get_next_as_optional(), initial, tf.constant(0)),
+                parallel_iterations=1,
+            )
+        _checks.require(
+            tf.convert_to_tensor(tf.equal(seen, self.batches)),
+            _checks.message("data", "another number of batches than at first", f"{self.batches} batches each time"),
+        )
+        return total
+
+
+def _snapshot(model: ModelLike) -> list[tuple[keras.Variable, tf.Tensor]]:
+    """Every variable with its present value; empty before a subclassed model's first call."""
+    return [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
+
+
+__all__ = ["Batch", "DataSet", "check_inputs", "run_batch", "unpack"]

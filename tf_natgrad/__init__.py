@@ -1,6 +1,6 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
-from tf_natgrad import distributions, operators, parameters, solvers
+from tf_natgrad import distributions, operators, parameters, solvers, spectrum
 from tf_natgrad._direction import natural_gradient
 from tf_natgrad.models import (
     NaturalGradientMixin,
@@ -23,4 +23,5 @@ __all__ = [
     "operators",
     "parameters",
     "solvers",
+    "spectrum",
 ]

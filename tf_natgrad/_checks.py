@@ -105,9 +105,11 @@ def require(condition: tf.Tensor, text: str) -> None:
         if not static:
             raise ValueError(text)
     else:
-        tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
+        assertion = tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
         if _collectors:
-            _collectors[-1].conditions.append(condition)
+            # What depends on the condition comes after the assertion, and so does its error.
+            with tf.control_dependencies([assertion]):
+                _collectors[-1].conditions.append(tf.identity(condition))
 
 
 def require_finite(argument: str, expected: str, *tensors: tf.Tensor) -> None:
@@ -177,4 +179,6 @@ def as_value_error():
         text = str(error)
         if _OPEN not in text or _CLOSE not in text:
             raise
-        raise ValueError(text.split(_OPEN, 1)[1].split(_CLOSE, 1)[0]) from None
+        text = text.split(_OPEN, 1)[1].split(_CLOSE, 1)[0]
+        # TensorFlow escapes quotes.
+        raise ValueError(text.replace("\\'", "'").replace('\\"', '"')) from None

@@ -126,8 +126,10 @@ def natural_gradient(
         S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998), theorem 1.
     """
     solver = get(solver)
-    if not (tf.is_tensor(damping) or hasattr(damping, "assign")):
-        _checks.check_number("damping", damping, minimum=0.0, remedy="Pass `damping=0.1`, or 0 for the pseudo-inverse.")
+    known = not (tf.is_tensor(damping) or hasattr(damping, "assign"))
+    if known or tf.executing_eagerly():
+        value = damping if known else float(damping)
+        _checks.check_number("damping", value, minimum=0.0, remedy="Pass `damping=0.1`, or 0 for the pseudo-inverse.")
     if not tf.executing_eagerly():
         result = batch_direction(model, loss, x, y, sample_weight, damping=damping, solver=solver, training=training)
         return result.value, result.info

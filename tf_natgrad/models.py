@@ -87,7 +87,9 @@ class NaturalGradientMixin:
                 variables=self._natural_variables(natural),
             )
         outputs = result.fisher.outputs
-        loss = self.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
+        # After the checks: Keras's loss fails in its own words on labels out of range.
+        with tf.control_dependencies(conditions):
+            loss = self.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
         updates = self._updates(result, y)
         finite = _checks.is_finite(loss, tf.convert_to_tensor(natural.learning_rate), *updates)
         sound = self._take_step(natural, updates, before, tf.reduce_all(tf.stack([finite, *conditions])))

@@ -75,9 +75,9 @@ class NaturalGradient(keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.solver = get(solver)
         self.on_nonfinite = on_nonfinite
-        self._damping = self.add_variable(
-            (), initializer=keras.initializers.Constant(damping), dtype=keras.config.floatx(), name="damping"
-        )
+        self._damping = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name="damping")
+        # Keras's `Constant` would round to float32.
+        self._damping.assign(damping)
         self._skipped_steps = self.add_variable((), initializer="zeros", dtype="int32", name="skipped_steps")
         self._takes_direction = False
 

@@ -106,6 +106,21 @@ class CurvatureOperator(tf.linalg.LinearOperator):
 
         return call
 
+    def kept(self, key: object, make: Callable[[], object]) -> object:
+        """What `make()` returned when this key was first asked for: work space that lives as long as the operator.
+
+        Args:
+            key: identifies it.
+            make: makes it.
+
+        Returns:
+            The one object of that key.
+        """
+        table = self._compiled_functions.table
+        if key not in table:
+            table[key] = make()
+        return table[key]
+
     @_plain_python
     def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
         """The product with one vector.

@@ -180,7 +180,8 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
     Returns:
         Tensors.
     """
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    # Keras would take a list of two inputs for `(x, y)`.
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
     return tf.nest.map_structure(tf.convert_to_tensor, x), None if y is None else tf.convert_to_tensor(y), sample_weight
 
 

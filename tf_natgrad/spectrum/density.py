@@ -1,0 +1,101 @@
+"""The density of eigenvalues by stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad.spectrum._krylov import krylov_of
+from tf_natgrad.spectrum.extreme import check_symmetry
+
+
+class SpectralDensity(NamedTuple):
+    """An estimate of the density of eigenvalues.
+
+    Attributes:
+        grid: eigenvalues at which the density is given, `[G]`.
+        density: the mean over the probes, `[G]`; it integrates to one.
+        standard_error: of that mean over the probes, `[G]`.
+        nodes: Ritz values per probe, `[probes, steps]`.
+        weights: their shares of the spectrum, `[probes, steps]`, each row with sum one.
+        products: products with the operator that it took.
+    """
+
+    grid: np.ndarray
+    density: np.ndarray
+    standard_error: np.ndarray
+    nodes: np.ndarray
+    weights: np.ndarray
+    products: int
+
+
+def spectral_density(
+    operator: tf.linalg.LinearOperator,
+    num_probes: int = 8,
+    steps: int = 90,
+    *,
+    grid: np.ndarray | None = None,
+    num_points: int = 1000,
+    width: float | None = None,
+    seed: int = 0,
+) -> SpectralDensity:
+    """The density of eigenvalues, smoothed with a normal kernel, with its spread over random probes.
+
+    >>> import tensorflow as tf
+    >>> matrix = tf.linalg.LinearOperatorDiag(tf.linspace(0.0, 1.0, 200), is_self_adjoint=True)
+    >>> density = spectral_density(matrix, num_probes=4, steps=30)
+    >>> bool(abs(np.trapezoid(density.density, density.grid) - 1) < 0.01)
+    True
+
+    Args:
+        operator: symmetric, `[n, n]`.
+        num_probes: random start vectors, at least 2.
+        steps: Lanczos steps per probe, at most n.
+        grid: eigenvalues at which the density is wanted; by default `num_points` over the range met and a margin.
+        num_points: of the default grid.
+        width: standard deviation of the kernel, in units of the eigenvalues; by default 1% of the range met.
+        seed: of the probes.
+
+    Returns:
+        A `SpectralDensity`.
+
+    Raises:
+        ValueError: if a number is out of its range, or the operator is not symmetric.
+
+    References:
+        B. Ghorbani, S. Krishnan, Y. Xiao, "An investigation into neural net optimization via Hessian eigenvalue
+        density", ICML (2019), algorithm 1.
+    """
+    _checks.check_number("num_probes", num_probes, minimum=2, integer=True)
+    _checks.check_number("steps", steps, minimum=1, integer=True)
+    n = operator.shape[-1]
+    steps = min(steps, n)
+    generator = np.random.default_rng(seed)
+    check_symmetry(operator, generator)
+    krylov = krylov_of(operator, steps)
+    nodes, weights, products = [], [], 0
+    for _ in range(num_probes):
+        krylov.start(tf.constant(generator.standard_normal(n), operator.dtype))
+        krylov.extend(steps, generator)
+        values, vectors = np.linalg.eigh(krylov.projection)
+        nodes.append(values)
+        weights.append(np.square(vectors[0]))
+        products += krylov.products
+    nodes, weights = np.array(nodes), np.array(weights)
+    low, high = nodes.min(), nodes.max()
+    extent = max(high - low, np.finfo(np.float32).eps * max(abs(low), abs(high), 1e-30))
+    if width is None:
+        width = 0.01 * extent
+    _checks.check_number("width", width, minimum=0.0, exclusive=True)
+    if grid is None:
+        grid = np.linspace(low - 4 * width, high + 4 * width, num_points)
+    grid = np.asarray(grid, np.float64)
+    kernel = np.exp(-0.5 * np.square((grid[None, :, None] - nodes[:, None, :]) / width))
+    single = np.sum(kernel * weights[:, None, :], -1) / (width * np.sqrt(2 * np.pi))
+    return SpectralDensity(grid, single.mean(0), single.std(0, ddof=1) / np.sqrt(num_probes), nodes, weights, products)
+
+
+__all__ = ["SpectralDensity", "spectral_density"]

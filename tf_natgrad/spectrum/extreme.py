@@ -1,0 +1,272 @@
+"""Extreme eigenpairs of a symmetric operator."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse.linalg
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator
+from tf_natgrad.spectrum._krylov import krylov_of
+
+_WHICH = ("LA", "SA", "LM", "BE")
+_METHODS = ("auto", "lanczos", "arpack", "gram", "dense")
+# Sizes up to which a dense matrix, or the Gram matrix, is decomposed whole.
+_DENSE_SIZE = 500
+_GRAM_ROWS = 2000
+
+
+class EigshInfo(NamedTuple):
+    """Report of `eigsh`.
+
+    Attributes:
+        method: what was used, `"lanczos"`, `"arpack"`, `"gram"` or `"dense"`.
+        products: products with the operator that it took (residuals included).
+        residuals: `||H v - lambda v||` of each pair, `[k]`.
+        converged: which pairs reached the tolerance, `[k]`.
+        restarts: how often the Krylov space was compressed.
+    """
+
+    method: str
+    products: int
+    residuals: np.ndarray
+    converged: np.ndarray
+    restarts: int
+
+
+class Eigenpairs(NamedTuple):
+    """Eigenvalues, ascending, `[k]`; unit eigenvectors, `[n, k]`, largest entry positive; and a report."""
+
+    eigenvalues: np.ndarray
+    eigenvectors: tf.Tensor
+    info: EigshInfo
+
+
+def eigsh(
+    operator: tf.linalg.LinearOperator,
+    k: int = 6,
+    which: str = "LA",
+    *,
+    method: str = "auto",
+    tol: float = 1e-4,
+    max_products: int = 2000,
+    ncv: int | None = None,
+    seed: int = 0,
+    v0: TensorLike | None = None,
+) -> Eigenpairs:
+    """The `k` extreme eigenpairs of a symmetric operator.
+
+    `"auto"` decomposes small matrices whole, low-rank ones through their Gram matrix, exactly, and takes Lanczos on
+    the device otherwise: thick restarts, full reorthogonalisation, no vector leaves the device.
+
+    >>> import tensorflow as tf
+    >>> matrix = tf.linalg.LinearOperatorDiag(tf.constant([3.0, -5.0, 1.0, 2.0]), is_self_adjoint=True)
+    >>> pairs = eigsh(matrix, k=2, which="BE")
+    >>> [round(float(v), 4) for v in pairs.eigenvalues]
+    [-5.0, 3.0]
+
+    Args:
+        operator: symmetric, `[n, n]`; a foreign one is probed for symmetry.
+        k: how many pairs, 1 to n (less than n for `"arpack"`).
+        which: `"LA"` largest, `"SA"` smallest, `"LM"` largest in magnitude, `"BE"` half from each end (one more from
+            the high end if k is odd).
+        method: `"auto"`, `"lanczos"`, `"arpack"` (SciPy), `"gram"` or `"dense"`.
+        tol: a pair has converged when its residual is below `tol` times the largest eigenvalue magnitude.
+        max_products: products at most.
+        ncv: size of the Krylov space; by default as large as 1 GiB and `max(4 k, 100)` allow.
+        seed: of the start vector.
+        v0: a start vector `[n]`.
+
+    Returns:
+        `Eigenpairs(eigenvalues, eigenvectors, info)`. Pairs that did not converge are returned as they are;
+        `info.converged` tells.
+
+    Raises:
+        ValueError: if `k`, `which`, `method` or another option is out of range, or the operator is not symmetric.
+
+    References:
+        K. Wu, H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
+        Appl. 22 (2000), algorithm 3.
+    """
+    n = operator.shape[-1]
+    _checks.check_choice("which", which, _WHICH)
+    _checks.check_choice("method", method, _METHODS)
+    _checks.check_number("k", k, minimum=1, integer=True)
+    _checks.check_number("tol", tol, minimum=0.0)
+    _checks.check_number("max_products", max_products, minimum=1, integer=True)
+    if k > n or (method == "arpack" and k >= n):
+        raise ValueError(_checks.message("k", k, f"at most {n - (method == 'arpack')} for this {n} x {n} operator"))
+    if ncv is not None:
+        _checks.check_number("ncv", ncv, minimum=1, integer=True)
+        if ncv <= k:
+            raise ValueError(_checks.message("ncv", ncv, f"more than k = {k}"))
+    generator = np.random.default_rng(seed)
+    check_symmetry(operator, generator)
+    start = generator.standard_normal(n) if v0 is None else v0
+    start = tf.convert_to_tensor(start, operator.dtype)
+    _checks.check_rank_one("v0", start, n)
+
+    method = _choose(operator, k, which) if method == "auto" else method
+    if method == "gram":
+        values, vectors, products, restarts = _by_gram(operator, k, which)
+    elif method == "dense":
+        values, vectors, products, restarts = _by_dense(operator, k, which)
+    elif method == "arpack":
+        values, vectors, products, restarts = _by_arpack(operator, k, which, tol, max_products, ncv, start)
+    else:
+        values, vectors, products, restarts = _by_lanczos(operator, k, which, tol, max_products, ncv, start, generator)
+    vectors = _signed(vectors)
+    residuals = tf.norm(operator.matmul(vectors) - vectors * tf.constant(values, vectors.dtype), axis=0).numpy()
+    scale = max(np.max(np.abs(values)), np.finfo(vectors.dtype.as_numpy_dtype).tiny)
+    slack = 10 * np.finfo(vectors.dtype.as_numpy_dtype).eps
+    info = EigshInfo(method, products + k, residuals, residuals <= (tol + slack) * scale, restarts)
+    if not info.converged.all():
+        _checks.log_once(f"eigsh: {int((~info.converged).sum())} of {k} pairs did not reach the tolerance")
+    return Eigenpairs(values, vectors, info)
+
+
+def check_symmetry(operator: tf.linalg.LinearOperator, generator: np.random.Generator) -> None:
+    """Refuses an operator that is not symmetric; one of this package's own is symmetric by construction.
+
+    Args:
+        operator: the operator.
+        generator: for the probe.
+
+    Raises:
+        ValueError: if it is not symmetric.
+    """
+    if operator.is_self_adjoint is not False:
+        if isinstance(operator, CurvatureOperator):
+            return
+        u, v = (tf.constant(generator.standard_normal(operator.shape[-1]), operator.dtype) for _ in range(2))
+        hu, hv = operator.matvec(u), operator.matvec(v)
+        gap = tf.abs(tf.tensordot(u, hv, 1) - tf.tensordot(v, hu, 1))
+        scale = tf.norm(u) * tf.norm(hv) + tf.norm(v) * tf.norm(hu)
+        if gap <= np.finfo(operator.dtype.as_numpy_dtype).eps ** 0.5 * scale:
+            return
+    raise ValueError(
+        _checks.message(
+            "operator",
+            f"{type(operator).__name__}, which is not symmetric",
+            "a symmetric operator",
+            "Symmetrise it first, as (H + H^T) / 2 (`symmetrize()` where the operator has it).",
+        )
+    )
+
+
+def _choose(operator: tf.linalg.LinearOperator, k: int, which: str) -> str:
+    n = operator.shape[-1]
+    base = operator.base if isinstance(operator, Damped) else operator
+    rows = base.rows if isinstance(base, FactoredOperator) else None
+    if rows is not None and base.gram_refusal is None and k <= rows <= min(_GRAM_ROWS, n) and which in ("LA", "LM"):
+        return "gram"
+    return "dense" if n <= _DENSE_SIZE or 2 * k >= n else "lanczos"
+
+
+def _wanted(values: np.ndarray, k: int, which: str) -> np.ndarray:
+    """The indices of the wanted among ascending values, ascending."""
+    count = len(values)
+    if which == "LA":
+        return np.arange(count - k, count)
+    if which == "SA":
+        return np.arange(k)
+    if which == "LM":
+        return np.sort(np.argsort(-np.abs(values), kind="stable")[:k])
+    low = k // 2
+    return np.concatenate([np.arange(low), np.arange(count - (k - low), count)])
+
+
+def _by_dense(operator: tf.linalg.LinearOperator, k: int, which: str):
+    values, vectors = tf.linalg.eigh(operator.to_dense())
+    wanted = _wanted(values.numpy(), k, which)
+    return values.numpy()[wanted], tf.gather(vectors, wanted, axis=1), 0, 0
+
+
+def _by_gram(operator: CurvatureOperator, k: int, which: str):
+    damping = float(operator.damping) if isinstance(operator, Damped) else 0.0
+    base = operator.base if isinstance(operator, Damped) else operator
+    if not isinstance(base, FactoredOperator) or base.gram_refusal is not None or which not in ("LA", "LM"):
+        raise ValueError(
+            _checks.message(
+                "method",
+                f"'gram' for {type(base).__name__} and which={which!r}",
+                "an operator with a Gram matrix, and 'LA' or 'LM'",
+                "Use method='lanczos'.",
+            )
+        )
+    values, vectors = tf.linalg.eigh(base.gram())
+    if k > values.shape[0]:
+        raise ValueError(_checks.message("k", k, f"at most the {values.shape[0]} rows of the Gram matrix"))
+    values, vectors = values[-k:], vectors[:, -k:]
+    columns = tf.stack([base.factor_transpose_matvec(vectors[:, i]) for i in range(k)], axis=1)
+    return values.numpy() + damping, tf.math.l2_normalize(columns, axis=0), 0, 0
+
+
+def _by_arpack(operator, k, which, tol, max_products, ncv, start):
+    counted = _Counted(operator)
+    try:
+        values, vectors = scipy.sparse.linalg.eigsh(
+            counted.scipy, k, which=which, tol=tol, maxiter=max_products, ncv=ncv, v0=start.numpy()
+        )
+    except scipy.sparse.linalg.ArpackNoConvergence as error:
+        values, vectors = error.eigenvalues, error.eigenvectors
+        if len(values) < k:
+            raise ValueError(
+                _checks.message("max_products", max_products, f"enough for k = {k}: ARPACK found {len(values)}")
+            ) from None
+    order = np.argsort(values)
+    return values[order], tf.constant(vectors[:, order], operator.dtype), counted.products, 0
+
+
+class _Counted:
+    """A SciPy operator that counts its products."""
+
+    def __init__(self, operator: tf.linalg.LinearOperator):
+        self.products = 0
+
+        def product(x):
+            self.products += 1
+            return operator.matvec(tf.constant(np.reshape(x, [-1]), operator.dtype)).numpy()
+
+        n = operator.shape[-1]
+        self.scipy = scipy.sparse.linalg.LinearOperator((n, n), product, dtype=operator.dtype.as_numpy_dtype)
+
+
+def _by_lanczos(operator, k, which, tol, max_products, ncv, start, generator):
+    n = operator.shape[-1]
+    if ncv is None:
+        fits = (1 << 30) // (n * operator.dtype.size) - 1
+        ncv = max(2 * k + 1, min(max(4 * k, 100), fits))
+    size = min(ncv, n)
+    krylov = krylov_of(operator, size)
+    krylov.start(start)
+    restarts, step = 0, min(size, 2 * k + 1)
+    while True:
+        krylov.extend(step, generator)
+        values, rotation = np.linalg.eigh(krylov.projection[: krylov.steps, : krylov.steps])
+        wanted = _wanted(values, min(k, len(values)), which)
+        residuals = krylov.residual_norm * np.abs(rotation[-1, wanted])
+        scale = np.max(np.abs(values))
+        enough = krylov.steps >= min(n, k + 1)
+        if enough and ((residuals <= tol * scale).all() or krylov.steps == n or krylov.products >= max_products):
+            return values[wanted], krylov.combine(rotation[:, wanted]), krylov.products, restarts
+        if krylov.steps == size:
+            # The wanted and their neighbours: what is kept beyond k speeds convergence up.
+            kept = _wanted(values, min(size - 1, k + (size - k) // 3), which)
+            krylov.restart(rotation[:, kept], values[kept])
+            restarts += 1
+        step = min(size, krylov.steps + max(5, k // 2))
+
+
+def _signed(vectors: tf.Tensor) -> tf.Tensor:
+    """Turns each column so that its entry of largest magnitude is positive."""
+    index = tf.argmax(tf.abs(vectors), axis=0)
+    largest = tf.gather(tf.transpose(vectors), index, batch_dims=1)
+    return vectors * tf.sign(largest)
+
+
+__all__ = ["Eigenpairs", "EigshInfo", "check_symmetry", "eigsh"]

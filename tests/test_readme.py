@@ -1,0 +1,38 @@
+"""Every Python example of the pages for readers runs as it stands."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _examples():
+    for page in ("README.md", "experiments/README.md"):
+        blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
+        yield from (pytest.param(block, id=f"{page}-{index}") for index, block in enumerate(blocks))
+
+
+@pytest.mark.parametrize("block", list(_examples()))
+def test_example_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "example", "exec"), {"__name__": "example"})
+
+
+def test_the_commands_name_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"python (\S+\.py)", text) + re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert named and all((ROOT / name).exists() for name in named)
+
+
+def test_optimizer_and_operator_examples_are_short():
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.S | re.M)
+    lines = {name: len([x for x in b.splitlines() if x.strip()]) for b in blocks for name in _names(b)}
+    assert lines["optimizer"] <= 9 and lines["operators"] <= 11
+
+
+def _names(block):
+    return [
+        name for name, mark in {"optimizer": "load_digits", "operators": "spectral_density"}.items() if mark in block
+    ]

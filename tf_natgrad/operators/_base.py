@@ -192,10 +192,10 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         self._check_dense_memory(memory_limit)
         with tf.name_scope(name):
             self.prepare()
-            return self.compiled("dense", self._dense)()
+            return tf.ensure_shape(self.compiled("dense", self._dense)(), [self._flat.size, self._flat.size])
 
     def _dense(self) -> tf.Tensor:
-        return in_chunks(self._products, tf.eye(self._flat.size, dtype=self.dtype))
+        return over_units(self._products, self._flat.size, self.dtype)
 
     def _check_dense_memory(self, limit: int) -> None:
         needed = self._flat.size**2 * self.dtype.size
@@ -205,6 +205,35 @@ class CurvatureOperator(tf.linalg.LinearOperator):
                 f"`memory_limit` is {limit / 2**30:.1f} GiB. Use `solvers.Gram()` or `solvers.ConjugateGradient()`, "
                 "which never form it, or raise `memory_limit`."
             )
+
+    @_plain_python
+    def diag_part(self, name: str = "diag_part") -> tf.Tensor:
+        """The diagonal, exactly, without the dense matrix; it takes as many products as there are rows or columns.
+
+        Args:
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            `[n]`.
+        """
+        with tf.name_scope(name):
+            self.prepare()
+            return self.compiled("diag_part", self._diagonal)()
+
+    def _diagonal(self) -> tf.Tensor:
+        return over_units(lambda units: tf.reduce_sum(units * self._products(units), 1), self._flat.size, self.dtype)
+
+    @_plain_python
+    def trace(self, name: str = "trace") -> tf.Tensor:
+        """The trace, exactly: the sum of `diag_part`. `spectrum.hutchinson_trace` estimates it with fewer products.
+
+        Args:
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            A scalar.
+        """
+        return tf.reduce_sum(self.diag_part(name))
 
     @_plain_python
     def damped(self, damping: TensorLike) -> CurvatureOperator:
@@ -330,15 +359,26 @@ class FactoredOperator(CurvatureOperator):
     @_plain_python
     def factor(self) -> tf.Tensor:
         """`A` `[m, n]` itself. It takes `m n` numbers: for small networks and tests."""
-        return self.compiled("dense_factor", self._dense_factor)()
+        return tf.ensure_shape(self.compiled("dense_factor", self._dense_factor)(), [self.rows, self._flat.size])
 
     def _dense_factor(self) -> tf.Tensor:
         rows = self.rows
         if rows is None:
             raise ValueError("`factor`: the number of rows is not known statically; give the batch a fixed size.")
-        return in_chunks(
-            lambda units: self._map_rows(self._factor_transpose_product, units), tf.eye(rows, dtype=self.dtype)
-        )
+        return over_units(self._rows_of_factor, rows, self.dtype)
+
+    def _rows_of_factor(self, coefficients: tf.Tensor) -> tf.Tensor:
+        """Combinations of the rows of `A`: `[k, m] -> [k, n]`."""
+        return self._map_rows(self._factor_transpose_product, coefficients)
+
+    def _diagonal(self) -> tf.Tensor:
+        if self.rows is None or self.rows > self._flat.size:
+            return super()._diagonal()
+
+        def squares(units: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(tf.square(self._rows_of_factor(units)), 0, keepdims=True)
+
+        return tf.reduce_sum(over_units(squares, self.rows, self.dtype), 0)
 
     def _dense(self) -> tf.Tensor:
         if self.rows is not None and self.rows <= self._flat.size:
@@ -354,28 +394,34 @@ class _Unwrapped:
         self.table: dict[object, Callable] = {}
 
 
-def in_chunks(function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor, size: int = 128) -> tf.Tensor:
-    """`function(rows)` for many rows, `size` at a time.
+def over_units(function: Callable[[tf.Tensor], tf.Tensor], size: int, dtype: tf.DType, at_once: int = 128) -> tf.Tensor:
+    """`function` of all unit vectors of a space, a chunk of them at a time.
 
     Args:
-        function: from `[k, p]` to `[k, q]`, row by row.
-        rows: `[r, p]`, r known statically.
-        size: how many rows at once.
+        function: of units `[k, size]`, to `[j, ...]`.
+        size: the dimension of the space.
+        dtype: of units and results.
+        at_once: units in a chunk.
 
     Returns:
-        `[r, q]`.
+        The results, joined along their first axis.
     """
-    total = rows.shape[0]
-    if total <= size:
-        return function(rows)
-    whole = total // size * size
-    blocks = tf.map_fn(
-        function,
-        tf.reshape(rows[:whole], [total // size, size, rows.shape[1]]),
-        parallel_iterations=1,
-    )
-    result = tf.reshape(blocks, [whole, blocks.shape[-1]])
-    return result if whole == total else tf.concat([result, function(rows[whole:])], 0)
+
+    def of_chunk(start: tf.Tensor | int, count: int) -> tf.Tensor:
+        return function(tf.one_hot(start + tf.range(count), size, dtype=dtype))
+
+    chunks, rest = divmod(size, at_once)
+    parts = [of_chunk(chunks * at_once, rest)] if rest else []
+    if chunks:
+        whole = tf.map_fn(
+            lambda chunk: of_chunk(chunk * at_once, at_once),
+            tf.range(chunks),
+            fn_output_signature=tf.TensorSpec(None, dtype),
+            parallel_iterations=1,
+        )
+        shape = tf.shape(whole)
+        parts.insert(0, tf.reshape(whole, tf.concat([[shape[0] * shape[1]], shape[2:]], 0)))
+    return parts[0] if len(parts) == 1 else tf.concat(parts, 0)
 
 
 def _refuse(name: str) -> Callable:
@@ -398,14 +444,12 @@ for _name in (
     "cholesky",
     "cond",
     "determinant",
-    "diag_part",
     "eigvals",
     "inverse",
     "log_abs_determinant",
     "solve",
     "solvevec",
-    "trace",
 ):
     setattr(CurvatureOperator, _name, _refuse(_name))
 
-__all__ = ["DENSE_MEMORY_LIMIT", "CurvatureOperator", "FactoredOperator", "FactoredRhs", "in_chunks"]
+__all__ = ["DENSE_MEMORY_LIMIT", "CurvatureOperator", "FactoredOperator", "FactoredRhs", "over_units"]

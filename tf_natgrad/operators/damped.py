@@ -59,6 +59,9 @@ class Damped(CurvatureOperator):
     def _products(self, rows: tf.Tensor) -> tf.Tensor:
         return self.base._products(rows) + self.damping * rows
 
+    def _diagonal(self) -> tf.Tensor:
+        return self.base._diagonal() + self.damping
+
     def _dense(self) -> tf.Tensor:
         dense = self.base._dense()
         return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self.damping)

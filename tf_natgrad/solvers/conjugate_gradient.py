@@ -103,7 +103,8 @@ class ConjugateGradient(Algorithm):
         rtol: the residual may be this fraction of the right-hand side.
         atol: or this large, whichever allows more.
         max_iterations: products at most; by default `min(2 n, 1000)`.
-        preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite.
+        preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite; or
+            `"jacobi"`, the inverse of the diagonal, which costs as many products as the operator has rows or columns.
         patience: iterations without a new best residual after which the iteration counts as stagnant.
 
     Raises:
@@ -117,7 +118,7 @@ class ConjugateGradient(Algorithm):
     rtol: float = 1e-5
     atol: float = 0.0
     max_iterations: int | None = None
-    preconditioner: Callable[[tf.Tensor], tf.Tensor] | None = None
+    preconditioner: Callable[[tf.Tensor], tf.Tensor] | str | None = None
     patience: int = 50
 
     def __post_init__(self):
@@ -126,9 +127,10 @@ class ConjugateGradient(Algorithm):
         _checks.check_number("patience", self.patience, minimum=1, integer=True)
         if self.max_iterations is not None:
             _checks.check_number("max_iterations", self.max_iterations, minimum=1, integer=True)
-        if self.preconditioner is not None and not callable(self.preconditioner):
+        known = self.preconditioner in (None, "jacobi")
+        if not known and not callable(self.preconditioner):
             raise TypeError(
-                _checks.message("preconditioner", type(self.preconditioner).__name__, "a function from [n] to [n]")
+                _checks.message("preconditioner", repr(self.preconditioner), "'jacobi' or a function from [n] to [n]")
             )
 
     def check(self, operator: Any) -> None:
@@ -140,7 +142,7 @@ class ConjugateGradient(Algorithm):
     def compute(self, operator: Any, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
         b = flat_rhs(operator, rhs)
         multiply = getattr(operator, "_product", operator.matvec)
-        precondition = self.preconditioner or (lambda r: r)
+        precondition = self._precondition(operator)
         limit = self.max_iterations or min(2 * operator.shape[-1], 1000)
         scale = _norm(b)
         tolerance = tf.maximum(tf.cast(self.atol, tf.float64), self.rtol * scale)
@@ -222,6 +224,16 @@ class ConjugateGradient(Algorithm):
             state.reason,
         )
         return value, numbers
+
+    def _precondition(self, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+        if self.preconditioner is None:
+            return lambda r: r
+        if callable(self.preconditioner):
+            return self.preconditioner
+        diagonal = operator.diag_part()
+        # A zero on the diagonal of a semi-definite matrix is a zero row.
+        inverse = tf.where(diagonal > 0, tf.math.reciprocal_no_nan(diagonal), tf.ones_like(diagonal))
+        return lambda r: inverse * r
 
     def report(self, numbers: tuple) -> CGInfo:
         return CGInfo(type(self).__name__, *numbers)

@@ -29,6 +29,7 @@ class GramInfo(NamedTuple):
         discarded_gradient_energy: share of the gradient's squared norm that `rcond` cut off.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
         used_eigh: whether the eigendecomposition was needed, Cholesky being impossible (or not safe at `rcond`).
+        used_float64: whether it was done in float64, the damping being below float32's rounding of the Gram matrix.
         why: why this solver was chosen, where it was chosen automatically.
     """
 
@@ -39,14 +40,20 @@ class GramInfo(NamedTuple):
     discarded_gradient_energy: tf.Tensor
     quadratic_form: tf.Tensor
     used_eigh: tf.Tensor
+    used_float64: tf.Tensor
     why: str = ""
 
     def finish(self) -> GramInfo:
         """Logs what is out of the ordinary."""
+        if self.used_float64:
+            _checks.log_once(
+                "Gram: Cholesky failed, the damping being below the rounding of the Gram matrix; an "
+                "eigendecomposition in float64 was used."
+            )
         if self.used_eigh and self.discarded_gradient_energy > _NOTABLE_ENERGY:
             _checks.log_once(
-                f"Gram: eigenvalues below rcond carried {self.discarded_gradient_energy:.1%} of the gradient's squared "
-                "norm and were cut off; a damping above zero keeps them."
+                f"Gram cut off what carried {self.discarded_gradient_energy:.1%} of the gradient's squared "
+                "norm, in eigenvalues below rcond; a damping above zero keeps it."
             )
         return self
 
@@ -136,26 +143,38 @@ class Gram(Algorithm):
             bound = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
             return c, tf.reduce_sum(tf.cast(live, tf.int32)), bound, zero
 
-        def by_eigh():
-            values, vectors = tf.linalg.eigh(tf.where(finite, gram, tf.eye(tf.shape(gram)[0], dtype=gram.dtype)))
+        def by_eigh(dtype: tf.DType):
+            matrix, shift, along = (tf.cast(t, dtype) for t in (gram, damping, u))
+            values, vectors = tf.linalg.eigh(tf.where(finite, matrix, tf.eye(tf.shape(matrix)[0], dtype=dtype)))
             values = tf.maximum(values, 0.0)
-            keep = (values > self.rcond * values[-1]) | (damping > 0)
-            inverse = tf.where(keep, tf.math.divide_no_nan(tf.ones_like(values), values + damping), 0.0 * values)
-            c = finish(lambda x: tf.linalg.matvec(vectors, inverse * tf.linalg.matvec(vectors, x, transpose_a=True)))
-            energy = values * tf.square(tf.linalg.matvec(vectors, u, transpose_a=True))
+            keep = (values > self.rcond * values[-1]) | (shift > 0)
+            inverse = tf.where(keep, tf.math.divide_no_nan(tf.ones_like(values), values + shift), 0.0 * values)
+
+            def apply(x: tf.Tensor) -> tf.Tensor:
+                coordinates = tf.linalg.matvec(vectors, tf.cast(x, dtype), transpose_a=True)
+                return tf.cast(tf.linalg.matvec(vectors, inverse * coordinates), gram.dtype)
+
+            energy = values * tf.square(tf.linalg.matvec(vectors, along, transpose_a=True))
             discarded = tf.math.divide_no_nan(
                 tf.reduce_sum(tf.where(keep, 0.0 * energy, energy)), tf.reduce_sum(energy)
             )
-            used = tf.where(keep, values, values[-1]) + damping
-            condition = tf.math.divide_no_nan(values[-1] + damping, tf.reduce_min(used))
-            return c, tf.reduce_sum(tf.cast(keep, tf.int32)), condition, discarded
+            used = tf.where(keep, values, values[-1]) + shift
+            condition = tf.math.divide_no_nan(values[-1] + shift, tf.reduce_min(used))
+            rank = tf.reduce_sum(tf.cast(keep, tf.int32))
+            return finish(apply), rank, tf.cast(condition, gram.dtype), tf.cast(discarded, gram.dtype)
 
-        c, rank, condition, discarded = tf.cond(safe, by_cholesky, by_eigh)
+        def without_cholesky():
+            # With damping Cholesky fails only where rounding is larger than the damping: more digits are needed.
+            if static == 0.0:
+                return by_eigh(gram.dtype)
+            return tf.cond(damping > 0, lambda: by_eigh(tf.float64), lambda: by_eigh(gram.dtype))
+
+        c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
         c = tf.ensure_shape(c, gram.shape[:1])
         value = base._factor_transpose_product(poison_unless(finite, c))
         value = value if start is None else value + start
         quadratic_form = tf.reduce_sum(tf.square(tf.linalg.matvec(gram, c) + start_image))
-        return value, (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, tf.logical_not(safe))
+        return value, (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, ~safe, ~safe & (damping > 0))
 
     @staticmethod
     def _start(

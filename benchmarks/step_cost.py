@@ -13,36 +13,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
+from _problems import LOSS, batch_for, gradient_of, mlp
 from _timing import side_by_side, table
 
 import tf_natgrad as ng
 
-LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 DAMPING = 0.1
-
-
-def network(inputs: int, *widths: int) -> keras.Model:
-    """A fully connected network with relu between its layers."""
-    hidden = [keras.layers.Dense(width, activation="relu") for width in widths[:-1]]
-    return keras.Sequential([keras.Input((inputs,)), *hidden, keras.layers.Dense(widths[-1])])
-
-
-def batch(inputs: int, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Random images and labels."""
-    x = tf.random.stateless_uniform([size, inputs], [1, 2])
-    return x, tf.random.stateless_uniform([size], [3, 4], maxval=10, dtype=tf.int32)
-
-
-def gradient_of(model: keras.Model, x: tf.Tensor, y: tf.Tensor):
-    """The plain gradient, compiled: what everything else is measured in."""
-
-    @tf.function
-    def gradient():
-        with tf.GradientTape() as tape:
-            loss = LOSS(y, model(x, training=True))
-        return tape.gradient(loss, [v.value for v in model.trainable_variables])
-
-    return gradient
 
 
 def step_of(model: keras.Model, x: tf.Tensor, y: tf.Tensor, solver):
@@ -84,8 +60,8 @@ def products_of(model: keras.Model, x: tf.Tensor, count: int):
 
 def against_dense(size: int, batch_size: int, rounds: int) -> list[list[object]]:
     """The blog's problem: the exact step against the dense one, and how far their answers are apart."""
-    model = network(size * size, 10)
-    x, y = batch(size * size, batch_size)
+    model = mlp(size * size, 10)
+    x, y = batch_for(model, batch_size)
     gradient, gram, dense = gradient_of(model, x, y), step_of(model, x, y, "gram"), dense_step_of(model, x, y)
     fast = side_by_side({"gradient": gradient, "gram": gram}, rounds=4 * rounds, progress="exact step")
     slow = side_by_side({"dense": dense}, rounds=max(3, rounds // 4), progress="dense step")
@@ -100,8 +76,8 @@ def against_dense(size: int, batch_size: int, rounds: int) -> list[list[object]]
 
 def exact_step(batch_size: int, rounds: int) -> list[list[object]]:
     """The exact damped step of a network whose dense Fisher would take 1.8 TB."""
-    model = network(784, 512, 512, 10)
-    x, y = batch(784, batch_size)
+    model = mlp(784, 512, 512, 10)
+    x, y = batch_for(model, batch_size)
     times = side_by_side(
         {"gradient": gradient_of(model, x, y), "step": step_of(model, x, y, "gram")}, rounds=4 * rounds, progress="step"
     )
@@ -113,8 +89,8 @@ def exact_step(batch_size: int, rounds: int) -> list[list[object]]:
 
 def fisher_product(batch_size: int, rounds: int) -> list[list[object]]:
     """One product inside a loop: the difference between loops of 12 and of 2 products, by ten."""
-    model = network(784, 512, 512, 10)
-    x, y = batch(784, batch_size)
+    model = mlp(784, 512, 512, 10)
+    x, y = batch_for(model, batch_size)
     times = side_by_side(
         {
             "gradient": gradient_of(model, x, y),

@@ -272,3 +272,15 @@ def test_cases_restore_the_precision():
     with cases.precision("float64"):
         assert keras.config.floatx() == "float64"
     assert keras.config.floatx() == "float32"
+
+
+def test_max_kl_shortens_a_step_to_the_limit_and_leaves_shorter_ones_alone():
+    logs, moved = {}, {}
+    for limit in (None, 1e-4, 1e3):
+        model = training.compiled(training.network(), ng.NaturalGradient(0.5, damping=0.1, max_kl=limit))
+        before = model.get_weights()
+        logs[limit] = model.train_on_batch(training.X, training.Y, return_dict=True)
+        moved[limit] = np.concatenate([np.ravel(a - b) for a, b in zip(model.get_weights(), before, strict=True)])
+    assert logs[None]["kl"] > 1e-3 and np.isclose(logs[1e-4]["kl"], 1e-4)
+    shrunk = np.sqrt(1e-4 / logs[None]["kl"]) * moved[None]
+    assert np.allclose(moved[1e-4], shrunk, rtol=1e-3, atol=1e-6) and np.array_equal(moved[1e3], moved[None])

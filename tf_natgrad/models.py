@@ -19,7 +19,7 @@ from tf_natgrad.parameters import FlatParameters
 _FAR = 1.0
 _TOO_FAR = (
     "A step of natural gradient is predicted to move the outputs' distribution by {:.1f} nats (KL), too far for the "
-    "quadratic model that it rests on, and the loss may rise. Raise `damping` or lower `learning_rate`."
+    "quadratic model that it rests on, and the loss may rise. Raise `damping`, or set `max_kl` (0.1, say)."
 )
 _NOT_FINITE = (
     "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
@@ -90,6 +90,12 @@ class NaturalGradientMixin:
         # After the checks: Keras's loss fails in its own words on labels out of range.
         with tf.control_dependencies(conditions):
             loss = self.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
+        report = _report(result.info, natural.learning_rate)
+        if natural.max_kl is not None:
+            kl = report["kl"]
+            shrink = tf.where(kl > natural.max_kl, tf.sqrt(tf.math.divide_no_nan(natural.max_kl, kl)), tf.ones_like(kl))
+            result = result._replace(value=result.value * tf.cast(shrink, result.value.dtype))
+            report["kl"] *= tf.square(shrink)
         updates = self._updates(result, y)
         finite = _checks.is_finite(loss, tf.convert_to_tensor(natural.learning_rate), *updates)
         sound = self._take_step(natural, updates, before, tf.reduce_all(tf.stack([finite, *conditions])))
@@ -101,7 +107,7 @@ class NaturalGradientMixin:
         tracker.update_state(
             tf.where(sound, loss, tf.zeros_like(loss)), sample_weight=tf.where(sound, tf.shape(outputs)[0], 0)
         )
-        logs = {"damping": tf.convert_to_tensor(natural.damping.value), **_report(result.info, natural.learning_rate)}
+        logs = {"damping": tf.convert_to_tensor(natural.damping.value), **report}
         logs["kl"] = tf.where(sound, logs["kl"], tf.zeros_like(logs["kl"]))
         if natural.on_nonfinite == "skip":
             logs["skipped_steps"] = tf.convert_to_tensor(natural.skipped_steps.value)

@@ -35,6 +35,8 @@ class NaturalGradient(keras.optimizers.Optimizer):
         damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. A tracked variable: assign
             to `optimizer.damping` at any time.
         solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, or a solver of `tf_natgrad.solvers`.
+        max_kl: the KL divergence, in nats, that a step may be predicted to move the model's predictions; a longer step
+            is shortened to it. `None` for no limit. 0.1 tames the first steps of networks with BatchNorm and dropout.
         on_nonfinite: `"raise"` (an error, weights unchanged) or `"skip"` (the step is left out and counted in
             `optimizer.skipped_steps`) where a loss or direction is not finite.
         name: the optimizer's name.
@@ -54,11 +56,14 @@ class NaturalGradient(keras.optimizers.Optimizer):
         learning_rate: Any = 0.7,
         damping: float = 0.1,
         solver: str | Solver | dict = "auto",
+        max_kl: float | None = None,
         on_nonfinite: str = "raise",
         name: str = "natural_gradient",
         **kwargs: Any,
     ):
         _checks.check_number("damping", damping, minimum=0.0)
+        if max_kl is not None:
+            _checks.check_number("max_kl", max_kl, minimum=0.0, exclusive=True)
         _checks.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         if kwargs.get("gradient_accumulation_steps"):
             raise ValueError(
@@ -74,6 +79,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.solver = get(solver)
+        self.max_kl = max_kl
         self.on_nonfinite = on_nonfinite
         self._damping = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name="damping")
         # Keras's `Constant` would round to float32.
@@ -149,6 +155,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         return super().get_config() | {
             "damping": float(self._damping),
             "solver": to_config(self.solver),
+            "max_kl": self.max_kl,
             "on_nonfinite": self.on_nonfinite,
         }
 

@@ -16,7 +16,7 @@ class Hessian(ModelOperator):
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> Hessian(model, "mse", (tf.ones([5, 3]), tf.zeros([5, 1]))).matvec(tf.ones([4])).numpy().tolist()
+    >>> Hessian(model, "mse", (tf.ones([5, 3]), tf.zeros([5, 1]))).matvec(tf.ones([4])).numpy().round(4).tolist()
     [8.0, 8.0, 8.0, 8.0]
 
     Args:
@@ -50,7 +50,7 @@ class GaussNewton(ModelOperator):
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> GaussNewton(model, "mse", (tf.ones([5, 3]), tf.zeros([5, 1]))).matvec(tf.ones([4])).numpy().tolist()
+    >>> GaussNewton(model, "mse", (tf.ones([5, 3]), tf.zeros([5, 1]))).matvec(tf.ones([4])).numpy().round(4).tolist()
     [8.0, 8.0, 8.0, 8.0]
 
     Args:

@@ -34,10 +34,11 @@ class Krylov:
         if isinstance(operator, CurvatureOperator):
             operator.prepare()
         vector, basis = tf.TensorSpec([self._n], self._dtype), tf.TensorSpec([None, self._n], self._dtype)
-        self._extend = tf.function(
-            self._extend_graph, input_signature=[basis, vector, tf.TensorSpec([], tf.int32)], autograph=False
+        # Concrete functions: TensorFlow would warn of retracing where there are many operators.
+        self._extend = tf.function(self._extend_graph, autograph=False).get_concrete_function(
+            basis, vector, tf.TensorSpec([], tf.int32)
         )
-        self._orthonormal = tf.function(self._orthonormal_graph, input_signature=[basis, vector], autograph=False)
+        self._orthonormal = tf.function(self._orthonormal_graph, autograph=False).get_concrete_function(basis, vector)
         self.clear()
 
     def clear(self) -> None:

@@ -279,7 +279,7 @@ def test_max_kl_shortens_a_step_to_the_limit_and_leaves_shorter_ones_alone():
     for limit in (None, 1e-4, 1e3):
         model = training.compiled(training.network(), ng.NaturalGradient(0.5, damping=0.1, max_kl=limit))
         before = model.get_weights()
-        logs[limit] = model.train_on_batch(training.X, training.Y, return_dict=True)
+        logs[limit] = model.train_on_batch(*training.batch(), return_dict=True)
         moved[limit] = np.concatenate([np.ravel(a - b) for a, b in zip(model.get_weights(), before, strict=True)])
     assert logs[None]["kl"] > 1e-3 and np.isclose(logs[1e-4]["kl"], 1e-4)
     shrunk = np.sqrt(1e-4 / logs[None]["kl"]) * moved[None]

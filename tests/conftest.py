@@ -1,0 +1,46 @@
+"""Fixtures of the whole suite: precision, seeds, and the registry of cases."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import cases
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# Two pytest-xdist workers share two cores.
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test draws the same random numbers, whichever tests ran before it."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="module")
+def float64():
+    """Keras in double precision for a whole module: its losses cast to `floatx`."""
+    with cases.precision("float64"):
+        yield
+
+
+@pytest.fixture
+def double():
+    """The same for one test."""
+    with cases.precision("float64"):
+        yield
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", params=sorted(cases.CASES))
+def problem(request, float64):
+    """Each case of the registry in float64, shared: not to be trained."""
+    return cases.shared(request.param)

@@ -365,7 +365,7 @@ def test_a_step_too_far_is_logged_with_what_to_change(caplog, monkeypatch):
     assert not caplog.records
     trained(optimizer=ng.NaturalGradient(20.0, damping=1e-3))
     (record,) = caplog.records
-    assert "nats" in record.message and "Raise `damping` or lower `learning_rate`" in record.message
+    assert "nats" in record.message and "Raise `damping`, or set `max_kl`" in record.message
 
 
 def test_one_trace_per_shape():

@@ -193,4 +193,17 @@ def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
     return model(x)
 
 
-__all__ = ["Linearization", "call_model", "linearize"]
+def ensure_built(model: ModelLike, x: Any) -> None:
+    """Makes the variables of layers that were never called; on symbols, so that no seed or statistic moves.
+
+    Args:
+        model: a Keras model.
+        x: a batch of its inputs.
+    """
+    if all(layer.built for layer in model._flatten_layers()):
+        return
+    symbols = tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x)
+    call_model(model, symbols, training=True)
+
+
+__all__ = ["Linearization", "call_model", "ensure_built", "linearize"]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood, likelihood_of
-from tf_natgrad.linearize import call_model
+from tf_natgrad.linearize import ensure_built
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.parameters import FlatParameters
 
@@ -70,7 +70,7 @@ class NaturalGradientMixin:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise ValueError(_checks.message("y", "None", "labels", "Pass them to `fit` beside the inputs."))
-        self._build_on(x)
+        ensure_built(self, x)
         # A forward pass that is not finite spoils the statistics of BatchNorm: they are put back after it.
         statistics = [v for v in self.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
         before = [(v, tf.convert_to_tensor(v.value)) for v in statistics]
@@ -178,14 +178,6 @@ class NaturalGradientMixin:
             self.optimizer.build(self.trainable_variables)
         own = {id(v) for v in natural._trainable_variables}
         return [v for v in self.trainable_variables if id(v) in own]
-
-    def _build_on(self, x: Any) -> None:
-        """Makes the variables of layers that were never called; on symbols, so that no seed or statistic moves."""
-        if not all(layer.built for layer in self._flatten_layers()):
-            symbols = tf.nest.map_structure(
-                lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x
-            )
-            call_model(self, symbols, training=True)
 
     def _updates(self, result: BatchDirection, y: Any) -> list[tf.Tensor]:
         """One per trainable variable: its part of the direction, or its gradient where another optimizer has it."""

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad.gram._base import LayerCall, Rule
+from tf_natgrad.gram._reads import watch_reads
 from tf_natgrad.gram.registry import FALLBACK, has_rule, registered_rule, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
@@ -32,6 +33,35 @@ class Record:
     def __init__(self):
         self.calls: list[LayerCall] = []
         self.refusal: str | None = None
+        self._inside: list[set[int]] = []
+
+    @contextlib.contextmanager
+    def inside(self, layer: keras.layers.Layer) -> Iterator[None]:
+        """While a layer is called, its variables may be read.
+
+        Args:
+            layer: the layer.
+
+        Yields:
+            Nothing.
+        """
+        self._inside.append({id(v) for v in layer.trainable_variables})
+        try:
+            yield
+        finally:
+            self._inside.pop()
+
+    def note_read(self, variable: keras.Variable) -> None:
+        """Refuses the Gram matrix where a variable is read outside of the calls that its rules know of.
+
+        Args:
+            variable: the one that is read.
+        """
+        if not any(id(variable) in own for own in self._inside):
+            self.refusal = self.refusal or (
+                f"{variable.path!r} is used outside of its layer's own call (tied weights), where the Gram solver "
+                f"cannot see it. {_WAY_OUT}."
+            )
 
     def groups(self, flat_parameters: FlatParameters) -> list[list[LayerCall]]:
         """The calls that use these variables; those that share some, together.
@@ -161,6 +191,7 @@ def capture(model: keras.layers.Layer) -> Iterator[Record]:
     with contextlib.ExitStack() as stack:
         for layer in _units(model):
             _record_layer(stack, layer, record, graph)
+        watch_reads(stack, model.trainable_variables, record.note_read)
         yield record
 
 
@@ -197,14 +228,15 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
         rule = rule_for(layer)
         call = LayerCall(layer, args, kwargs)
         pending.append(call)
-        output = original_call(*args, **kwargs)
+        with record.inside(layer):
+            call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
+            output = original_call(*args, **kwargs)
         pending.pop()
         record.refusal = record.refusal or _mixing_refusal(layer, call)
         if layer.trainable_variables:
             call.refusal = _refusal(layer, call, graph)
             if call.output is None:
                 call.output = output
-            call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
             record.calls.append(call)
         return output
 

@@ -16,7 +16,7 @@ from tf_natgrad import _checks
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
 from tf_natgrad.gram import Record, capture
-from tf_natgrad.linearize import Linearization, call_model
+from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
 
@@ -124,14 +124,14 @@ def run_batch(
         ValueError: if the batch is empty, not finite, or does not fit.
     """
     check_inputs(x)
-    snapshot = _snapshot(model)
+    ensure_built(model, x)
+    snapshot = [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
     outer = tf.GradientTape(persistent=True) if second_order else None
     with outer or contextlib.nullcontext():
         with tf.GradientTape(persistent=True) as tape, capture(model) as record:
             outputs = call_model(model, x, training)
             pd = likelihood.distribution(outputs)
         if flat_parameters is None:
-            # A subclassed model has its variables only now.
             flat_parameters = FlatParameters(model.trainable_variables if variables is None else variables)
         batch = Batch(
             x=x,
@@ -141,7 +141,7 @@ def run_batch(
             weights=tf.cast(likelihood.weights(outputs, pd, sample_weight), flat_parameters.dtype),
             linearization=Linearization(pd.parameters, tape, flat_parameters, model),
             record=record,
-            snapshot=snapshot or _snapshot(model),
+            snapshot=snapshot,
             likelihood=likelihood,
             training=training,
         )
@@ -286,11 +286,6 @@ class DataSet:
             _checks.message("data", "another number of batches than at first", f"{self.batches} batches each time"),
         )
         return total
-
-
-def _snapshot(model: ModelLike) -> list[tuple[keras.Variable, tf.Tensor]]:
-    """Every variable with its present value; empty before a subclassed model's first call."""
-    return [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
 
 
 __all__ = ["Batch", "DataSet", "check_inputs", "run_batch", "unpack"]

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, likelihood_of
+from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, FactoredRhs
 from tf_natgrad.operators._batch import Batch, DataSet, run_batch, unpack
 from tf_natgrad.operators._factors import OutputFactor
@@ -65,8 +66,7 @@ class ModelOperator(CurvatureOperator):
                     )
                 )
             dataset = DataSet(data, likelihood.reduction, progress)
-            if not model.built:
-                model(unpack(next(iter(data)))[0])
+            ensure_built(model, unpack(next(iter(data)))[0])
             flat, batch = FlatParameters(model.trainable_variables if variables is None else variables), None
         else:
             x, y, weights = unpack(data)

@@ -21,20 +21,20 @@ import os
 import pathlib
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _recording import Recorder, Row, as_text, read_rows, replacing
+from _arguments import add_dataset, add_recording, check_recording, non_negative, output_folder, positive
+from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
+from _recording import Recorder, Row, as_text, read_rows
 from tqdm import tqdm
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--replot` need not wait for TensorFlow.
 
 LOGGER = logging.getLogger("tf_natgrad")
-FIGURES = pathlib.Path(__file__).resolve().parent.parent / "figures"
 COLUMNS = (
     *("run", "dataset", "image_size", "batch_size", "learning_rate", "damping", "metric", "solver", "seed"),
     *("iteration", "loss", "test_loss", "test_accuracy", "seconds"),
@@ -499,8 +499,7 @@ class Results:
     @property
     def title(self) -> str:
         """The data set in words."""
-        name = "MNIST" if self.dataset == "mnist" else "scikit-learn's digits (not MNIST)"
-        return f"{name}, {self.size}x{self.size}"
+        return title_of(self.dataset, self.size)
 
 
 def median_or_none(values: Sequence[int | None]) -> float | None:
@@ -557,26 +556,11 @@ def table(results: Results) -> str:
 
 
 SOLVER_NAMES = {"svd": "dense Hessian + SVD", "gram": "Gram matrix", "cg": "conjugate gradients"}
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#888888",
-)
 
 
 def draw_convergence(results: Results, path: pathlib.Path, recorded: Sequence[pathlib.Path] = ()) -> None:
     """Draws the four panels: the blog's figure, and metric, learning rate and damping varied one at a time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(13, 10.6), sharex=True)
+    figure, axes = pyplot().subplots(2, 2, figsize=(13, 10.6), sharex=True)
     (blog, metric), (rate, damping) = axes
 
     _draw_blog(blog, results, recorded)
@@ -616,10 +600,8 @@ def draw_convergence(results: Results, path: pathlib.Path, recorded: Sequence[pa
             if hasattr(handle, "get_linewidth") and hasattr(handle, "set_marker"):
                 handle.set(alpha=1.0, linewidth=1.8)
     figure.suptitle(f"Softmax regression by natural gradient, {results.title}", fontsize=15)
-    _caption(figure, _convergence_caption(results))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130)
-    plt.close(figure)
+    set_caption(figure, _convergence_caption(results))
+    save(figure, path)
 
 
 def _draw_blog(axis, results: Results, recorded: Sequence[pathlib.Path]) -> None:
@@ -751,28 +733,12 @@ def _convergence_caption(results: Results) -> str:
     return " ".join(parts)
 
 
-def _caption(figure, text: str) -> None:
-    """Sets the text under the axes and makes room for it."""
-    import textwrap
-
-    width = int(figure.get_figwidth() * 13.2)
-    lines = textwrap.wrap(text, width)
-    height = (0.25 + 0.19 * len(lines)) / figure.get_figheight()
-    figure.tight_layout(rect=(0, height, 1, 0.99), h_pad=1.5)
-    figure.text(0.02, height - 0.01, "\n".join(lines), fontsize=10, va="top", ha="left", linespacing=1.25)
-
-
 def draw_step_cost(results: Results, path: pathlib.Path) -> None:
     """Draws the time of one direction by solver and image size, with how exact it is."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = [{**row, "value": float(row["milliseconds"])} for row in results.costs]
     sizes = sorted({int(row["image_size"]) for row in rows})
     colours = {"svd": RED, "gram": GREEN, "cg": BLUE}
-    figure, axis = plt.subplots(figsize=(9.5, 6.2))
+    figure, axis = pyplot().subplots(figsize=(9.5, 6.2))
     ticks = {}
     for group, size in enumerate(sizes):
         of_size = [row for row in rows if int(row["image_size"]) == size]
@@ -808,31 +774,8 @@ def draw_step_cost(results: Results, path: pathlib.Path) -> None:
     )
     if 28 in sizes and not any(int(row["image_size"]) == 28 and row["solver"] == "svd" for row in rows):
         caption += " The dense SVD at 28x28 was not run here (--dense-28 does; it takes many minutes)."
-    _caption(figure, caption)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130)
-    plt.close(figure)
-
-
-def positive(kind: type):
-    """A parser of positive numbers for `argparse`."""
-
-    def parse(text: str):
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
-
-def non_negative(text: str) -> float:
-    """A parser of numbers from 0 on for `argparse`."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 on")
-    return value
+    set_caption(figure, caption)
+    save(figure, path)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -841,13 +784,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add(
-        "--dataset",
-        choices=("auto", "mnist", "digits"),
-        default="auto",
-        help="auto (default): MNIST where it is prepared (in TFDS_DATA_DIR) or can be downloaded, elsewhere "
-        "scikit-learn's digits of 8x8 pixels",
-    )
+    add_dataset(parser)
     add(
         "--image-size",
         type=int,
@@ -875,14 +812,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=positive(int),
         help="of a training run (default 5; 1 with --smoke); explosion windows take 4 times as many",
     )
-    add(
-        "--smoke",
-        action="store_true",
-        help="a short trial, under a minute, written to a temporary folder unless --out is given",
-    )
-    add("--out", type=pathlib.Path, help="folder of the CSV files and figures (default: figures/ of the repository)")
-    add("--resume", action="store_true", help="keep the complete runs of the CSV files in --out and make the others")
-    add("--replot", action="store_true", help="draw the figures from the CSV files in --out, without running anything")
+    add_recording(parser)
     add(
         "--recorded",
         type=pathlib.Path,
@@ -897,8 +827,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="time the dense SVD at 28x28 too, which takes many minutes and GiB; without it the recorded row is kept",
     )
     arguments = parser.parse_args(argv)
-    if arguments.smoke and not arguments.out and (arguments.resume or arguments.replot):
-        parser.error("--smoke writes to a new temporary folder each time: --resume and --replot need --out")
+    check_recording(parser, arguments)
     if arguments.solver == "svd" and arguments.image_size == 28:
         parser.error("--solver svd takes minutes for each iteration at --image-size 28: use gram or cg")
     for path in arguments.recorded:
@@ -915,7 +844,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     LOGGER.setLevel(logging.INFO)
     start = time.perf_counter()
-    out = arguments.out or (pathlib.Path(tempfile.mkdtemp(prefix="mnist_natgrad_")) if arguments.smoke else FIGURES)
+    out = output_folder(arguments, "mnist_natgrad")
     convergence, costs = out / "mnist_convergence.csv", out / "mnist_step_cost.csv"
     if arguments.replot:
         missing = [str(path) for path in (convergence, costs) if not path.is_file()]

@@ -4,6 +4,7 @@ from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, Fact
 from tf_natgrad.operators.damped import Damped
 from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
 from tf_natgrad.operators.hessian import GaussNewton, Hessian
+from tf_natgrad.operators.score_function import ScoreFunctionHessian
 
 __all__ = [
     "CurvatureOperator",
@@ -14,4 +15,5 @@ __all__ = [
     "Fisher",
     "GaussNewton",
     "Hessian",
+    "ScoreFunctionHessian",
 ]

@@ -39,8 +39,9 @@ class FactoredRhs(NamedTuple):
 class CurvatureOperator(tf.linalg.LinearOperator):
     """A symmetric matrix `[n, n]` over a model's trainable variables, known by its products.
 
-    It is the matrix at the weights of its construction: it keeps what the forward pass recorded and is not
-    changed by later updates of the weights.
+    On one batch it is the matrix at the weights of its construction: it keeps what the forward pass recorded and is
+    not changed by later updates of the weights. Over a data set the model is called at each product, at the weights
+    of that moment.
 
     What would silently form the dense matrix or its inverse (`solve`, `inverse`, `cholesky`, `eigvals`, ...) is
     refused; `to_dense` is explicit and estimates its memory first.

@@ -1,0 +1,68 @@
+"""What the command lines of the experiments share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import pathlib
+import tempfile
+
+FIGURES = pathlib.Path(__file__).resolve().parent.parent / "figures"
+
+
+def positive(kind: type):
+    """A parser of positive numbers for `argparse`."""
+
+    def parse(text: str):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def non_negative(text: str) -> float:
+    """A parser of numbers from 0 on for `argparse`."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 on")
+    return value
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dataset`."""
+    parser.add_argument(
+        "--dataset",
+        choices=("auto", "mnist", "digits"),
+        default="auto",
+        help="auto (default): MNIST where it is prepared (in TFDS_DATA_DIR) or can be downloaded, elsewhere "
+        "scikit-learn's digits of 8x8 pixels",
+    )
+
+
+def add_recording(parser: argparse.ArgumentParser) -> None:
+    """Adds `--smoke`, `--out`, `--resume` and `--replot`."""
+    add = parser.add_argument
+    add(
+        "--smoke",
+        action="store_true",
+        help="a short trial, under a minute, written to a temporary folder unless --out is given",
+    )
+    add("--out", type=pathlib.Path, help="folder of the CSV files and figures (default: figures/ of the repository)")
+    add("--resume", action="store_true", help="keep the complete runs of the CSV files in --out and make the others")
+    add("--replot", action="store_true", help="draw the figures from the CSV files in --out, without running anything")
+
+
+def check_recording(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Stops where `--resume` or `--replot` have no folder to look into."""
+    if arguments.smoke and not arguments.out and (arguments.resume or arguments.replot):
+        parser.error("--smoke writes to a new temporary folder each time: --resume and --replot need --out")
+
+
+def output_folder(arguments: argparse.Namespace, name: str) -> pathlib.Path:
+    """The folder to write to; a new temporary one for a trial."""
+    if arguments.out:
+        return arguments.out
+    return pathlib.Path(tempfile.mkdtemp(prefix=f"{name}_")) if arguments.smoke else FIGURES

@@ -1,0 +1,52 @@
+"""What the figures share: colours, the data set's name, the caption under the axes."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import textwrap
+
+from _recording import replacing
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#888888",
+)
+
+
+def pyplot():
+    """`matplotlib.pyplot` without a display; imported only where something is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def title_of(dataset: str, image_size: int | str) -> str:
+    """The data set in words."""
+    name = "MNIST" if dataset == "mnist" else "scikit-learn's digits (not MNIST)"
+    return f"{name}, {image_size}x{image_size}"
+
+
+def set_caption(figure, text: str) -> None:
+    """Sets the text under the axes and makes room for it."""
+    width = int(figure.get_figwidth() * 13.2)
+    lines = textwrap.wrap(text, width)
+    height = (0.25 + 0.19 * len(lines)) / figure.get_figheight()
+    figure.tight_layout(rect=(0, height, 1, 0.99), h_pad=1.5)
+    figure.text(0.02, height - 0.01, "\n".join(lines), fontsize=10, va="top", ha="left", linespacing=1.25)
+
+
+def save(figure, path: str | os.PathLike) -> None:
+    """Writes the figure as a whole or not at all, and closes it."""
+    with replacing(pathlib.Path(path)) as temporary:
+        figure.savefig(temporary, dpi=130)
+    pyplot().close(figure)

@@ -30,7 +30,7 @@ setup(
         "scikit-learn",  # carries the digits that stand in for MNIST without a network
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "gymnasium>=1.1"],
         "rl": ["gymnasium>=1.1"],
         "gpu": ["tensorflow[and-cuda]>=2.20"],
     },

@@ -36,9 +36,9 @@ FORBIDDEN = {
 # Third-party packages and the only rooms that may import them, and whether only inside a function.
 ONLY_IN = {
     "matplotlib": set(),
-    "tensorflow_probability": set(),
+    "tensorflow_probability": {"rl"},
     "gymnasium": {"rl"},
-    "sklearn": {"data"},
+    "sklearn": {"data", "rl"},
     "tensorflow_datasets": {"data"},
 }
 LAZY = {"tensorflow_probability", "tensorflow_datasets", "sklearn", "gymnasium"}

@@ -1,6 +1,6 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
-from tf_natgrad import distributions, operators, parameters, solvers, spectrum
+from tf_natgrad import distributions, operators, parameters, rl, solvers, spectrum
 from tf_natgrad._direction import natural_gradient
 from tf_natgrad.models import (
     NaturalGradientMixin,
@@ -22,6 +22,7 @@ __all__ = [
     "natural_gradient_model",
     "operators",
     "parameters",
+    "rl",
     "solvers",
     "spectrum",
 ]

@@ -86,9 +86,16 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         Returns:
             A callable with the same arguments.
         """
-        if not tf.executing_eagerly():
+        if self._step_by_step or not tf.executing_eagerly():
             return function
+        return self._as_graph(key, function)
 
+    @property
+    def _step_by_step(self) -> bool:
+        """Whether eager products are left eager, so that their parts can report on their progress."""
+        return False
+
+    def _as_graph(self, key: object, function: Callable) -> Callable:
         def call(*arguments):
             flat = tf.nest.flatten(arguments)
             tensors = [tf.convert_to_tensor(a) for a in flat if a is not None]
@@ -103,7 +110,8 @@ class CurvatureOperator(tf.linalg.LinearOperator):
 
                 specs = [tf.TensorSpec(t.shape, t.dtype) for t in tensors]
                 table[signature] = tf.function(body, autograph=False).get_concrete_function(*specs)
-            return table[signature](*tensors)
+            with _checks.as_value_error():
+                return table[signature](*tensors)
 
         return call
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +20,9 @@ from tf_natgrad.gram import Record, capture
 from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
+
+_TF_MOMENTS = tf.nn.moments
+_MOMENTS_LOCK = threading.RLock()
 
 
 @dataclasses.dataclass
@@ -129,7 +133,8 @@ def run_batch(
     outer = tf.GradientTape(persistent=True) if second_order else None
     with outer or contextlib.nullcontext():
         with tf.GradientTape(persistent=True) as tape, capture(model) as record:
-            outputs = call_model(model, x, training)
+            with _twice_differentiable_moments() if second_order else contextlib.nullcontext():
+                outputs = call_model(model, x, training)
             pd = likelihood.distribution(outputs)
         if flat_parameters is None:
             flat_parameters = FlatParameters(model.trainable_variables if variables is None else variables)
@@ -148,6 +153,32 @@ def run_batch(
         if second_order:
             batch.linearization.record_gradient(outer, batch.score())
     return batch
+
+
+@contextlib.contextmanager
+def _twice_differentiable_moments() -> Iterator[None]:
+    """Replaces `tf.nn.moments`, on which normalisation layers build, for a while.
+
+    Its variance holds the mean constant. That leaves the first derivative as it is, and makes the second one wrong.
+    """
+    with _MOMENTS_LOCK:
+        tf.nn.moments = _moments
+        try:
+            yield
+        finally:
+            tf.nn.moments = _TF_MOMENTS
+
+
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    """`tf.nn.moments`, with all its derivatives."""
+    del shift
+    with tf.name_scope(name or "moments"):
+        y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
+        mean = tf.reduce_mean(y, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.math.squared_difference(y, mean), axes, keepdims=True)
+        if not keepdims:
+            mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
 def check_inputs(x: Any) -> None:
@@ -206,7 +237,7 @@ class DataSet:
                 _checks.message("data", "an infinite data set", "a finite one", "Remove `repeat()`, or use `take`.")
             )
         self._dataset = dataset
-        self._progress = progress
+        self.progress = progress
         first, second = ([self._fingerprint(batch) for batch in dataset] for _ in range(2))
         if not first:
             raise ValueError(_checks.message("data", "an empty data set", "at least one batch"))
@@ -244,13 +275,16 @@ class DataSet:
             examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
         return examples / tf.cast(self._total, dtype)
 
-    def sum(self, function: Callable, initial: tf.Tensor, compiled: Callable | None = None) -> tf.Tensor:
-        """`sum_b share_b function(x_b, y_b, sample_weight_b, b)`, eagerly or as graph code.
+    def sum(
+        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
+    ) -> tf.Tensor:
+        """`sum_b share_b function(x_b, y_b, sample_weight_b, b, *operands)`, eagerly or as graph code.
 
         Args:
-            function: of one batch and its number, to a tensor like `initial`.
+            function: of one batch, its number and the operands, to a tensor like `initial`.
             initial: zeros.
-            compiled: makes a graph of a function, for eager use; by default it is called as it is.
+            operands: what is the same for all batches.
+            compiled: makes a graph of a function, for eager use.
 
         Returns:
             The sum.
@@ -259,20 +293,20 @@ class DataSet:
             ValueError: if the data set ends earlier or later than it did on construction.
         """
 
-        def term(x, y, sample_weight, index):
-            return self._share(x, sample_weight, initial.dtype) * function(x, y, sample_weight, index)
+        def term(x, y, sample_weight, index, *operands):
+            return self._share(x, sample_weight, initial.dtype) * function(x, y, sample_weight, index, *operands)
 
         if tf.executing_eagerly():
-            term = term if compiled is None else compiled(term)
+            term = compiled(term)
             total, seen = initial, 0
-            bar = tqdm(self._dataset, total=self.batches, disable=not self._progress, leave=False)
+            bar = tqdm(self._dataset, total=self.batches, disable=not self.progress, leave=False)
             for seen, batch in enumerate(bar, 1):
-                total = total + term(*unpack(batch), tf.constant(seen - 1))
+                total = total + term(*unpack(batch), tf.constant(seen - 1), *operands)
         else:
             iterator = iter(self._dataset)
 
             def body(optional, total, seen):
-                total = total + term(*unpack(optional.get_value()), seen)
+                total = total + term(*unpack(optional.get_value()), seen, *operands)
                 return iterator.get_next_as_optional(), tf.ensure_shape(total, initial.shape), seen + 1
 
             _, total, seen = tf.while_loop(

@@ -127,21 +127,28 @@ class ModelOperator(CurvatureOperator):
     def _product(self, vector: tf.Tensor) -> tf.Tensor:
         if self._source.batch is not None:
             return self._batch_product(self._source.batch, vector)
-        return self._sum_over_batches(lambda batch: self._batch_product(batch, vector), vector)
+        return self._sum_over_batches("matvec", self._batch_product, vector, vector)
 
     def _products(self, rows: tf.Tensor) -> tf.Tensor:
         if self._source.batch is not None:
             return super()._products(rows)
 
-        def of_batch(batch: Batch) -> tf.Tensor:
+        def of_batch(batch: Batch, rows: tf.Tensor) -> tf.Tensor:
             return batch.linearization.map_rows(lambda row: self._batch_product(batch, row), rows)
 
-        return self._sum_over_batches(of_batch, rows)
+        return self._sum_over_batches("matmul", of_batch, rows, rows)
 
-    def _sum_over_batches(self, function: Callable[[Batch], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
+    @property
+    def _step_by_step(self) -> bool:
+        return self._source.dataset is not None and self._source.dataset.progress
+
+    def _sum_over_batches(
+        self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor
+    ) -> tf.Tensor:
+        """The sum of `function(batch, *operands)`; `name` tells it from other functions of this operator."""
         source = self._source
 
-        def of_batch(x, y, sample_weight, index):
+        def of_batch(x, y, sample_weight, index, *operands):
             batch = run_batch(
                 source.model,
                 source.likelihood,
@@ -153,10 +160,22 @@ class ModelOperator(CurvatureOperator):
                 flat_parameters=self._flat,
                 second_order=self._second_order,
             )
+            if getattr(batch.outputs, "_keras_mask", None) is not None and source.likelihood.reduction != "sum":
+                raise ValueError(
+                    _checks.message(
+                        "data",
+                        "a data set for a model whose outputs are masked",
+                        "one batch, or a loss with reduction='sum'",
+                        "The mean over the unmasked positions of all batches is not a mean of the batches' means.",
+                    )
+                )
             self._adopt(batch, index)
-            return function(batch)
+            return function(batch, *operands)
 
-        return source.dataset.sum(of_batch, tf.zeros_like(like))
+        def compiled(term: Callable) -> Callable:
+            return self._as_graph(("batch", name), term)
+
+        return source.dataset.sum(of_batch, tf.zeros_like(like), operands, compiled)
 
     def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         if self._source.batch is None:
@@ -179,7 +198,7 @@ class ModelOperator(CurvatureOperator):
 
         if self._source.batch is not None:
             return of_batch(self._source.batch)
-        return self.compiled("loss", lambda: self._sum_over_batches(of_batch, tf.zeros([], self.dtype)))()
+        return self.compiled("loss", lambda: self._sum_over_batches("loss", of_batch, tf.zeros([], self.dtype)))()
 
     @tf.autograph.experimental.do_not_convert
     def gradient(self, y: TensorLike | None = None) -> tf.Tensor:
@@ -198,7 +217,7 @@ class ModelOperator(CurvatureOperator):
         if self._source.batch is not None:
             return of_batch(self._source.batch)
         return self.compiled(
-            "gradient", lambda: self._sum_over_batches(of_batch, tf.zeros([self._flat.size], self.dtype))
+            "gradient", lambda: self._sum_over_batches("gradient", of_batch, tf.zeros([self._flat.size], self.dtype))
         )()
 
     @tf.autograph.experimental.do_not_convert

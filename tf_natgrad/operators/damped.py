@@ -50,6 +50,10 @@ class Damped(CurvatureOperator):
     def is_positive_semi_definite(self) -> bool:
         return self.base.is_positive_semi_definite
 
+    @property
+    def _step_by_step(self) -> bool:
+        return self.base._step_by_step
+
     def prepare(self) -> None:
         self.base.prepare()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator
 
 # A vector that loses more than this share of its norm to a projection is projected once more.
@@ -68,8 +70,10 @@ class Krylov:
         """
         while self.steps < steps:
             before, wanted = self.steps, min(_BLOCK, steps - self.steps)
-            block, following, done, coefficients, norms = self._extend(self._basis, self._next, tf.constant(wanted))
+            with _checks.as_value_error():
+                block, following, done, coefficients, norms = self._extend(self._basis, self._next, tf.constant(wanted))
             done, coefficients, norms = int(done), coefficients.numpy(), norms.numpy()
+            check_finite(coefficients[:done])
             for k in range(done):
                 row = before + k
                 self.projection[row, : row + 1] = coefficients[k, : row + 1]
@@ -161,6 +165,26 @@ def _orthogonalise(parts: list[tf.Tensor], vector: tf.Tensor) -> tuple[tf.Tensor
     return tf.cond(tf.norm(first) < _LOSS * tf.norm(vector), again, lambda: (first, coefficients))
 
 
+def check_finite(products: TensorLike) -> None:
+    """Refuses an operator whose products are not finite: no eigenvalue comes of them, only failures further on.
+
+    Args:
+        products: of the operator, or what was computed from them.
+
+    Raises:
+        ValueError: if an entry is not finite.
+    """
+    if not _checks.is_finite(tf.convert_to_tensor(products)):
+        raise ValueError(
+            _checks.message(
+                "operator",
+                "one whose products are NaN or infinite",
+                "finite products",
+                "Check the weights of the model and the data.",
+            )
+        )
+
+
 def krylov_of(operator: tf.linalg.LinearOperator, size: int) -> Krylov:
     """A Krylov space of this size, kept with the operator so that it is traced once.
 
@@ -176,4 +200,4 @@ def krylov_of(operator: tf.linalg.LinearOperator, size: int) -> Krylov:
     return operator.kept(("krylov", size), lambda: Krylov(operator, size))
 
 
-__all__ = ["Krylov", "krylov_of"]
+__all__ = ["Krylov", "check_finite", "krylov_of"]

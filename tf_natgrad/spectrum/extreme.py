@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator
-from tf_natgrad.spectrum._krylov import krylov_of
+from tf_natgrad.spectrum._krylov import check_finite, krylov_of
 
 _WHICH = ("LA", "SA", "LM", "BE")
 _METHODS = ("auto", "lanczos", "arpack", "gram", "dense")
@@ -112,7 +112,7 @@ def eigsh(
 
     method = _choose(operator, k, which) if method == "auto" else method
     if method == "gram":
-        values, vectors, products, restarts = _by_gram(operator, k, which)
+        values, vectors, products, restarts = _by_gram(operator, k, which, generator)
     elif method == "dense":
         values, vectors, products, restarts = _by_dense(operator, k, which)
     elif method == "arpack":
@@ -144,6 +144,7 @@ def check_symmetry(operator: tf.linalg.LinearOperator, generator: np.random.Gene
             return
         u, v = (tf.constant(generator.standard_normal(operator.shape[-1]), operator.dtype) for _ in range(2))
         hu, hv = operator.matvec(u), operator.matvec(v)
+        check_finite(tf.stack([hu, hv]))
         gap = tf.abs(tf.tensordot(u, hv, 1) - tf.tensordot(v, hu, 1))
         scale = tf.norm(u) * tf.norm(hv) + tf.norm(v) * tf.norm(hu)
         if gap <= np.finfo(operator.dtype.as_numpy_dtype).eps ** 0.5 * scale:
@@ -181,12 +182,14 @@ def _wanted(values: np.ndarray, k: int, which: str) -> np.ndarray:
 
 
 def _by_dense(operator: tf.linalg.LinearOperator, k: int, which: str):
-    values, vectors = tf.linalg.eigh(operator.to_dense())
+    dense = operator.to_dense()
+    check_finite(dense)
+    values, vectors = tf.linalg.eigh(dense)
     wanted = _wanted(values.numpy(), k, which)
     return values.numpy()[wanted], tf.gather(vectors, wanted, axis=1), 0, 0
 
 
-def _by_gram(operator: CurvatureOperator, k: int, which: str):
+def _by_gram(operator: CurvatureOperator, k: int, which: str, generator: np.random.Generator):
     damping = float(operator.damping) if isinstance(operator, Damped) else 0.0
     base = operator.base if isinstance(operator, Damped) else operator
     if not isinstance(base, FactoredOperator) or base.gram_refusal is not None or which not in ("LA", "LM"):
@@ -198,19 +201,33 @@ def _by_gram(operator: CurvatureOperator, k: int, which: str):
                 "Use method='lanczos'.",
             )
         )
-    values, vectors = tf.linalg.eigh(base.gram())
+    gram = base.gram()
+    check_finite(gram)
+    values, vectors = tf.linalg.eigh(gram)
     if k > values.shape[0]:
         raise ValueError(_checks.message("k", k, f"at most the {values.shape[0]} rows of the Gram matrix"))
-    values, vectors = values[-k:], vectors[:, -k:]
-    columns = tf.stack([base.factor_transpose_matvec(vectors[:, i]) for i in range(k)], axis=1)
-    return values.numpy() + damping, tf.math.l2_normalize(columns, axis=0), 0, 0
+    values, vectors = values[-k:].numpy(), vectors[:, -k:]
+    # An eigenvalue of rounding size says nothing of its vector: there, any one orthogonal to the others is right.
+    rounding = 10 * values[-1] * len(gram) * np.finfo(values.dtype).eps
+    columns = [
+        base.factor_transpose_matvec(vectors[:, i])
+        if values[i] > rounding
+        else tf.constant(generator.standard_normal(base.shape[-1]), base.dtype)
+        for i in reversed(range(k))
+    ]
+    # Orthogonalised in the order in which they are accurate.
+    basis, _ = tf.linalg.qr(tf.math.l2_normalize(tf.stack(columns, 1), 0))
+    return values + damping, tf.reverse(basis, [1]), 0, 0
 
 
 def _by_arpack(operator, k, which, tol, max_products, ncv, start):
     counted = _Counted(operator)
+    ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, operator.shape[-1])
+    # After the first `ncv` products, each restart takes up to `ncv - k` of them.
+    restarts = max(1, 1 + (max_products - ncv) // (ncv - k))
     try:
         values, vectors = scipy.sparse.linalg.eigsh(
-            counted.scipy, k, which=which, tol=tol, maxiter=max_products, ncv=ncv, v0=start.numpy()
+            counted.scipy, k, which=which, tol=tol, maxiter=restarts, ncv=ncv, v0=start.numpy()
         )
     except scipy.sparse.linalg.ArpackNoConvergence as error:
         values, vectors = error.eigenvalues, error.eigenvectors
@@ -230,7 +247,9 @@ class _Counted:
 
         def product(x):
             self.products += 1
-            return operator.matvec(tf.constant(np.reshape(x, [-1]), operator.dtype)).numpy()
+            image = operator.matvec(tf.constant(np.reshape(x, [-1]), operator.dtype)).numpy()
+            check_finite(image)
+            return image
 
         n = operator.shape[-1]
         self.scipy = scipy.sparse.linalg.LinearOperator((n, n), product, dtype=operator.dtype.as_numpy_dtype)
@@ -246,7 +265,9 @@ def _by_lanczos(operator, k, which, tol, max_products, ncv, start, generator):
     krylov.start(start)
     restarts, step = 0, min(size, 2 * k + 1)
     while True:
-        krylov.extend(step, generator)
+        # At least k + 1 vectors, whatever `max_products` says.
+        within = krylov.steps + max(1, max_products - krylov.products)
+        krylov.extend(min(step, max(within, min(n, k + 1))), generator)
         values, rotation = np.linalg.eigh(krylov.projection[: krylov.steps, : krylov.steps])
         wanted = _wanted(values, min(k, len(values)), which)
         residuals = krylov.residual_norm * np.abs(rotation[-1, wanted])

@@ -1,0 +1,227 @@
+"""Whole episodes as flat arrays, with their boundaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from tf_natgrad import _checks
+
+_ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "final_observations", "weights")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Episodes:
+    """N whole episodes, M steps in all, one after the other.
+
+    >>> episodes = Episodes.from_arrays(np.zeros((2, 3, 4)), np.zeros((2, 3), int), np.ones((2, 3)), lengths=[3, 2])
+    >>> episodes.num_steps, episodes.returns(gamma=0.5).tolist()
+    (5, [1.75, 1.5])
+
+    Args:
+        observations: `[M, ...]`, what the policy saw before each action.
+        actions: `[M]` integers or `[M, D]` numbers, as they were sampled (not clipped).
+        rewards: `[M]`.
+        lengths: `[N]`, steps of each episode, at least 1.
+        terminated: `[N]`, whether the episode reached a terminal state (else it was truncated).
+        final_observations: `[N, ...]`, the observation after each last step, or `None`.
+        weights: `[N]`, episode weights, such as probabilities of an enumeration; `None` for `1 / N` each.
+
+    Raises:
+        ValueError: if an episode is empty, a reward or weight is not finite, or shapes do not fit.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    lengths: np.ndarray
+    terminated: np.ndarray
+    final_observations: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __post_init__(self):
+        if len(self.lengths) == 0 or np.min(self.lengths) < 1:
+            which = "no episodes" if len(self.lengths) == 0 else f"an empty episode (number {np.argmin(self.lengths)})"
+            raise ValueError(_checks.message("lengths", which, "at least one step in each episode", "Leave it out."))
+        steps = int(np.sum(self.lengths))
+        for name in ("observations", "actions", "rewards"):
+            if len(getattr(self, name)) != steps:
+                raise ValueError(
+                    _checks.message(name, f"{len(getattr(self, name))} steps", f"{steps}, the sum of `lengths`")
+                )
+        if np.ndim(self.rewards) != 1:
+            raise ValueError(_checks.message("rewards", f"shape {np.shape(self.rewards)}", "one number per step"))
+        for name, expected in (("rewards", "finite rewards"), ("weights", "finite weights")):
+            values = getattr(self, name)
+            if values is not None and not np.all(np.isfinite(values)):
+                raise ValueError(_checks.message(name, "NaN or infinite values", expected, "Look at the environment."))
+        for name in ("terminated", "weights", "final_observations"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.lengths):
+                raise ValueError(
+                    _checks.message(name, f"{len(values)} entries", f"{len(self.lengths)}, one an episode")
+                )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        lengths: Any = None,
+        weights: Any = None,
+        terminated: Any = None,
+    ) -> Episodes:
+        """Episodes from padded arrays.
+
+        Args:
+            observations: `[N, T, ...]`.
+            actions: `[N, T]` or `[N, T, D]`.
+            rewards: `[N, T]`.
+            lengths: `[N]`, how much of each row counts; all of it by default.
+            weights: `[N]`, see the class.
+            terminated: `[N]`; by default all episodes are taken to have terminated.
+
+        Returns:
+            `Episodes`.
+
+        Raises:
+            ValueError: if shapes do not fit; see the class.
+        """
+        rewards = np.asarray(rewards, np.float64)
+        if rewards.ndim != 2:
+            raise ValueError(_checks.message("rewards", f"shape {rewards.shape}", "shape [episodes, steps]"))
+        count, steps = rewards.shape
+        lengths = np.full(count, steps) if lengths is None else np.asarray(lengths, np.int64)
+        if lengths.shape != (count,) or (count and lengths.max() > steps):
+            raise ValueError(
+                _checks.message("lengths", f"shape {lengths.shape}", f"[{count}] integers, at most {steps} each")
+            )
+        used = np.arange(steps) < lengths[:, None]
+        flat = []
+        for name, values in (("observations", observations), ("actions", actions)):
+            values = np.asarray(values)
+            if values.shape[:2] != rewards.shape:
+                raise ValueError(
+                    _checks.message(
+                        name, f"shape {values.shape}", f"shape [{count}, {steps}, ...], as the rewards have"
+                    )
+                )
+            flat.append(values[used])
+        terminated = np.ones(count, bool) if terminated is None else np.asarray(terminated, bool)
+        weights = None if weights is None else np.asarray(weights, np.float64)
+        return cls(*flat, rewards[used], lengths, terminated, weights=weights)
+
+    @property
+    def num_episodes(self) -> int:
+        """N."""
+        return len(self.lengths)
+
+    @property
+    def num_steps(self) -> int:
+        """M."""
+        return len(self.rewards)
+
+    @functools.cached_property
+    def starts(self) -> np.ndarray:
+        """The first step of each episode, `[N]`."""
+        return np.concatenate([[0], np.cumsum(self.lengths)[:-1]]).astype(np.int64)
+
+    @functools.cached_property
+    def episode_ids(self) -> np.ndarray:
+        """The episode of each step, `[M]`, ascending."""
+        return np.repeat(np.arange(self.num_episodes), self.lengths)
+
+    @functools.cached_property
+    def times(self) -> np.ndarray:
+        """The time within its episode of each step, `[M]`, from 0."""
+        return np.arange(self.num_steps) - np.repeat(self.starts, self.lengths)
+
+    @property
+    def episode_weights(self) -> np.ndarray:
+        """The weights, `1 / N` each by default, `[N]`."""
+        return np.full(self.num_episodes, 1.0 / self.num_episodes) if self.weights is None else self.weights
+
+    def rewards_to_go(self, gamma: float) -> np.ndarray:
+        """`Psi_t = sum_{u >= t} gamma^u r_u`, discounted from the start of the episode, `[M]`.
+
+        Args:
+            gamma: the discount factor, in [0, 1].
+
+        Returns:
+            `[M]`.
+        """
+        check_gamma(gamma)
+        discounted = self.rewards * np.power(float(gamma), self.times)
+        padded = np.zeros([self.num_episodes, int(self.lengths.max())])
+        padded[self.episode_ids, self.times] = discounted
+        return np.cumsum(padded[:, ::-1], 1)[:, ::-1][self.episode_ids, self.times]
+
+    def returns(self, gamma: float) -> np.ndarray:
+        """`R = sum_t gamma^t r_t` of each episode, `[N]`.
+
+        Args:
+            gamma: the discount factor, in [0, 1].
+
+        Returns:
+            `[N]`.
+        """
+        return self.rewards_to_go(gamma)[self.starts]
+
+    def select(self, chosen: Any) -> Episodes:
+        """Some of the episodes, in the order given.
+
+        Args:
+            chosen: indices of episodes.
+
+        Returns:
+            `Episodes`; weights, if any, are those of the chosen, as they are.
+        """
+        chosen = np.asarray(chosen, np.int64)
+        steps = np.concatenate([np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in chosen])
+        rest = {name: getattr(self, name) for name in ("lengths", "terminated", "final_observations", "weights")}
+        rest = {name: None if values is None else values[chosen] for name, values in rest.items()}
+        return Episodes(self.observations[steps], self.actions[steps], self.rewards[steps], **rest)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an `.npz` file, without pickle.
+
+        Args:
+            path: of the file.
+        """
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        np.savez_compressed(path, **{name: values for name, values in arrays.items() if values is not None})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Episodes:
+        """Reads what `save` wrote.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            `Episodes`.
+        """
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(**{name: stored[name] for name in stored.files})
+
+
+def check_gamma(gamma: float) -> None:
+    """Checks a discount factor.
+
+    Args:
+        gamma: what the user gave.
+
+    Raises:
+        ValueError: if it is not in [0, 1].
+    """
+    _checks.check_number("gamma", gamma, minimum=0.0)
+    if gamma > 1.0:
+        raise ValueError(_checks.message("gamma", gamma, "a discount factor in [0, 1]"))
+
+
+__all__ = ["Episodes", "check_gamma"]

@@ -1,0 +1,196 @@
+"""Policies: Keras models whose outputs are the parameters of a distribution over actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.distributions import CategoricalPd, DiagGaussianPd, Distribution
+
+
+class Policy(keras.Model):
+    """A network from observations to the parameters of a distribution over actions.
+
+    Args:
+        network: a Keras model with one output.
+        name: of the model.
+    """
+
+    distribution_class: type[Distribution]
+
+    def __init__(self, network: keras.Model, name: str | None = None):
+        super().__init__(name=name)
+        self.network = network
+
+    def call(self, observations: tf.Tensor) -> tf.Tensor:
+        """The distribution's parameters, `[..., C]`."""
+        return self.network(observations)
+
+    def distribution(self, observations: TensorLike) -> Distribution:
+        """The distribution over actions at each observation.
+
+        Args:
+            observations: `[M, ...]`.
+
+        Returns:
+            M distributions.
+        """
+        return self.distribution_class(self(tf.convert_to_tensor(observations)))
+
+    def log_prob(self, observations: TensorLike, actions: TensorLike) -> tf.Tensor:
+        """The log-probability (or density) of each action.
+
+        Args:
+            observations: `[M, ...]`.
+            actions: `[M]` or `[M, D]`.
+
+        Returns:
+            `[M]`.
+        """
+        return self.distribution(observations).log_prob(actions)
+
+    def sample(self, observations: TensorLike, seed: TensorLike) -> tf.Tensor:
+        """One action per observation, drawn through TensorFlow Probability.
+
+        Args:
+            observations: `[M, ...]`.
+            seed: `[2]` integers that determine the draw.
+
+        Returns:
+            `[M]` or `[M, D]`.
+        """
+        return self.as_tensorflow_probability(self(tf.convert_to_tensor(observations))).sample(seed=seed)
+
+    def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
+        """The distribution as TensorFlow Probability has it."""
+        raise NotImplementedError
+
+    def check_action_space(self, space: Any) -> None:
+        """Refuses an environment whose actions the outputs do not fit.
+
+        Args:
+            space: a Gymnasium space of single actions.
+        """
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The network, serialised."""
+        return {"network": keras.saving.serialize_keras_object(self.network), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Policy:
+        """A policy from what `get_config` returned."""
+        return cls(**config | {"network": keras.saving.deserialize_keras_object(config["network"])})
+
+
+@keras.saving.register_keras_serializable(package="tf_natgrad")
+class CategoricalPolicy(Policy):
+    """A policy over a finite set of actions; the network's outputs are logits.
+
+    >>> network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> CategoricalPolicy(network).log_prob(tf.zeros([3, 4]), [0, 1, 1]).shape
+    TensorShape([3])
+
+    Args:
+        network: a Keras model from observations to logits `[..., actions]`.
+        name: of the model.
+    """
+
+    distribution_class = CategoricalPd
+
+    def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
+        import tensorflow_probability as tfp
+
+        return tfp.distributions.Categorical(logits=parameters)
+
+    def check_action_space(self, space: Any) -> None:
+        import gymnasium as gym
+
+        outputs = self.network.output_shape[-1]
+        if not isinstance(space, gym.spaces.Discrete) or space.n != outputs:
+            raise ValueError(
+                _checks.message(
+                    "policy",
+                    f"CategoricalPolicy with {outputs} outputs for the action space {space}",
+                    "a Discrete space of as many actions",
+                    "For a Box of continuous actions use `GaussianPolicy`.",
+                )
+            )
+
+
+@keras.saving.register_keras_serializable(package="tf_natgrad")
+class GaussianPolicy(Policy):
+    """A policy over continuous actions; the network's outputs are means, `log_std` is a variable of the policy.
+
+    >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> [v.name for v in GaussianPolicy(network).trainable_variables]
+    ['log_std', 'kernel', 'bias']
+
+    Args:
+        network: a Keras model from observations to means `[..., D]`.
+        initial_log_std: the log of the standard deviation at first.
+        name: of the model.
+    """
+
+    distribution_class = DiagGaussianPd
+
+    def __init__(self, network: keras.Model, initial_log_std: float = 0.0, name: str | None = None):
+        super().__init__(network, name=name)
+        _checks.check_number("initial_log_std", initial_log_std)
+        self.initial_log_std = float(initial_log_std)
+        self.log_std = self.add_weight(
+            shape=(network.output_shape[-1],),
+            initializer=keras.initializers.Constant(self.initial_log_std),
+            name="log_std",
+        )
+
+    def call(self, observations: tf.Tensor) -> tf.Tensor:
+        mean = self.network(observations)
+        return tf.concat([mean, tf.broadcast_to(self.log_std, tf.shape(mean))], -1)
+
+    def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
+        import tensorflow_probability as tfp
+
+        mean, log_std = tf.split(parameters, 2, -1)
+        return tfp.distributions.MultivariateNormalDiag(mean, tf.exp(log_std))
+
+    def check_action_space(self, space: Any) -> None:
+        import gymnasium as gym
+
+        outputs = self.network.output_shape[-1]
+        if not isinstance(space, gym.spaces.Box) or space.shape != (outputs,):
+            raise ValueError(
+                _checks.message(
+                    "policy",
+                    f"GaussianPolicy with {outputs} means for the action space {space}",
+                    "a Box of as many dimensions",
+                    "For a Discrete space use `CategoricalPolicy`.",
+                )
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"initial_log_std": self.initial_log_std}
+
+
+def has_kinks(policy: keras.Model) -> bool:
+    """Whether a layer's activation is piecewise linear, so that second derivatives miss its kinks.
+
+    Args:
+        policy: a Keras model.
+
+    Returns:
+        `True` or `False`.
+    """
+    names = {"relu", "relu6", "leaky_relu", "hard_sigmoid", "hard_tanh", "hard_silu"}
+    kinds = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.PReLU)
+    return any(
+        isinstance(layer, kinds) or getattr(getattr(layer, "activation", None), "__name__", "") in names
+        for layer in policy._flatten_layers()
+    )
+
+
+__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "has_kinks"]

@@ -127,7 +127,6 @@ class Gram(Algorithm):
             c = apply(b)
             return c if image is None else c + tf.where(damping > 0, tf.zeros_like(c), apply(apply(image)))
 
-        finite = _checks.is_finite(gram)
         pivots = tf.linalg.diag_part(gram)
         live = pivots > 0
         # Rows of weight zero stay out of the solution; any positive pivot will do for them.
@@ -141,9 +140,12 @@ class Gram(Algorithm):
         def by_cholesky():
             c = finish(lambda x: tf.linalg.cholesky_solve(cholesky, x[:, None])[:, 0])
             bound = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
-            return c, tf.reduce_sum(tf.cast(live, tf.int32)), bound, zero
+            # K c, without another product: (K + damping) c = b. Without damping `finish` may have added to c.
+            image_of_c = b - damping * c if image is None else tf.linalg.matvec(gram, c)
+            return c, image_of_c, tf.reduce_sum(tf.cast(live, tf.int32)), bound, zero
 
         def by_eigh(dtype: tf.DType):
+            finite = _checks.is_finite(gram)
             matrix, shift, along = (tf.cast(t, dtype) for t in (gram, damping, u))
             values, vectors = tf.linalg.eigh(tf.where(finite, matrix, tf.eye(tf.shape(matrix)[0], dtype=dtype)))
             values = tf.maximum(values, 0.0)
@@ -161,7 +163,8 @@ class Gram(Algorithm):
             used = tf.where(keep, values, values[-1]) + shift
             condition = tf.math.divide_no_nan(values[-1] + shift, tf.reduce_min(used))
             rank = tf.reduce_sum(tf.cast(keep, tf.int32))
-            return finish(apply), rank, tf.cast(condition, gram.dtype), tf.cast(discarded, gram.dtype)
+            c = poison_unless(finite, finish(apply))
+            return c, tf.linalg.matvec(gram, c), rank, tf.cast(condition, gram.dtype), tf.cast(discarded, gram.dtype)
 
         def without_cholesky():
             # With damping Cholesky fails only where rounding is larger than the damping: more digits are needed.
@@ -169,11 +172,10 @@ class Gram(Algorithm):
                 return by_eigh(gram.dtype)
             return tf.cond(damping > 0, lambda: by_eigh(tf.float64), lambda: by_eigh(gram.dtype))
 
-        c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
-        c = tf.ensure_shape(c, gram.shape[:1])
-        value = base._factor_transpose_product(poison_unless(finite, c))
+        c, image_of_c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
+        value = base._factor_transpose_product(tf.ensure_shape(c, gram.shape[:1]))
         value = value if start is None else value + start
-        quadratic_form = tf.reduce_sum(tf.square(tf.linalg.matvec(gram, c) + start_image))
+        quadratic_form = tf.reduce_sum(tf.square(image_of_c + start_image))
         return value, (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, ~safe, ~safe & (damping > 0))
 
     @staticmethod

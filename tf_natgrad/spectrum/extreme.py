@@ -109,6 +109,8 @@ def eigsh(
     start = generator.standard_normal(n) if v0 is None else v0
     start = tf.convert_to_tensor(start, operator.dtype)
     _checks.check_rank_one("v0", start, n)
+    if not 0 < float(tf.norm(start)) < float("inf"):
+        raise ValueError(_checks.message("v0", "zero, NaN or infinite values", "a finite vector other than zero"))
 
     method = _choose(operator, k, which) if method == "auto" else method
     if method == "gram":
@@ -280,7 +282,7 @@ def _by_lanczos(operator, k, which, tol, max_products, ncv, start, generator):
             kept = _wanted(values, min(size - 1, k + (size - k) // 3), which)
             krylov.restart(rotation[:, kept], values[kept])
             restarts += 1
-        step = min(size, krylov.steps + max(5, k // 2))
+        step = min(size, krylov.steps + max(8, krylov.steps // 8))
 
 
 def _signed(vectors: tf.Tensor) -> tf.Tensor:

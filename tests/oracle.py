@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -58,6 +59,79 @@ def targets(y, z, family):
     if family in ("categorical", "probabilities") and y.dtype.kind in "iu":
         return np.eye(z.shape[-1])[y.reshape(-1)]
     return y.reshape(len(z), -1).astype("float64")
+
+
+# The Hessian of each position's loss in the outputs, where it depends on the label; elsewhere it is the Fisher.
+
+
+def _nll_hessian_of_probabilities(p, y):
+    return _diagonal(y / p**2)
+
+
+def _nll_hessian_of_gaussian(z, y):
+    mean, std = z[:, : z.shape[-1] // 2], np.exp(z[:, z.shape[-1] // 2 :])
+    error = (mean - y) / std
+    mixed = _diagonal(-2.0 * error / std)
+    return np.block([[_diagonal(std**-2), mixed], [mixed, _diagonal(2.0 * error**2)]])
+
+
+NLL_HESSIANS = {"probabilities": _nll_hessian_of_probabilities, "gaussian": _nll_hessian_of_gaussian}
+
+
+def gauss_newton(truth, y, family):
+    """`sum_i w_i J_i^T M_i J_i` of a `Dense`, `M_i` the Hessian of the loss in the outputs."""
+    middle = truth.output_fisher
+    if family in NLL_HESSIANS:
+        middle = NLL_HESSIANS[family](truth.outputs, targets(y, truth.outputs, family))
+    return np.einsum("p,pcm,pcd,pdn->mn", truth.weights, truth.jacobian, middle, truth.jacobian, optimize=True)
+
+
+def empirical_fisher(truth, family):
+    """`sum_i w_i g_i g_i^T` of a `Dense`, `g_i` the gradient of the negative log-likelihood at the label.
+
+    Binary cross-entropy is the mean of `C` of those, which is part of the weight.
+    """
+    count = truth.outputs.shape[-1] if family.startswith("bernoulli") else 1
+    gradients = np.einsum("pc,pcn->pn", truth.scores, truth.jacobian) * count
+    return np.einsum("p,pm,pn->mn", truth.weights / count, gradients, gradients)
+
+
+# Central differences of the first derivative, exact to the eighth order of the step.
+_STEP = 5e-3
+_STENCIL = ((1, 4 / 5), (2, -1 / 5), (3, 4 / 105), (4, -1 / 280))
+
+
+def hessian(model, x, y, weights, family, training=False):
+    """The Hessian of the loss `[n, n]`: differences of gradients, so that nothing is differentiated twice.
+
+    Args:
+        weights: of the positions, as in `Dense`.
+    """
+    variables = model.trainable_variables
+    ends = np.cumsum([int(np.prod(v.shape)) for v in variables])
+
+    def weighted_scores(z):
+        rows = z.reshape(-1, z.shape[-1])
+        return (weights[:, None] * FAMILIES[family](rows, targets(y, rows, family))[1]).reshape(z.shape)
+
+    @tf.function
+    def gradient(theta):
+        parts = np.split(np.arange(ends[-1]), ends[:-1])
+        values = [tf.reshape(tf.gather(theta, part), v.shape) for part, v in zip(parts, variables, strict=True)]
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+                z = model(x, training=training)
+        cotangent = tf.ensure_shape(tf.numpy_function(weighted_scores, [z], z.dtype), z.shape)
+        gradients = tape.gradient(z, values, output_gradients=cotangent, unconnected_gradients="zero")
+        return tf.concat([tf.reshape(g, [-1]) for g in gradients], 0)
+
+    theta = np.concatenate([np.reshape(v.numpy(), -1) for v in variables])
+    rows = []
+    for unit in np.eye(len(theta)) * _STEP:
+        pairs = [(c, gradient(theta + k * unit).numpy() - gradient(theta - k * unit).numpy()) for k, c in _STENCIL]
+        rows.append(sum(c * pair for c, pair in pairs) / _STEP)
+    return (np.array(rows) + np.transpose(rows)) / 2
 
 
 def softmax(z):

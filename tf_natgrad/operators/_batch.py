@@ -262,7 +262,7 @@ class DataSet:
         weight = float(examples if sample_weight is None else np.sum(sample_weight))
         content = tuple(
             float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
-            for t in tf.nest.flatten((x, y))
+            for t in tf.nest.flatten((x, y, sample_weight))
             if t is not None and np.asarray(t).dtype.kind in "fiub"
         )
         return examples, weight, content
@@ -273,7 +273,7 @@ class DataSet:
         examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
         if self._by_weight and sample_weight is not None:
             examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
-        return examples / tf.cast(self._total, dtype)
+        return examples / tf.constant(self._total, dtype)
 
     def sum(
         self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable

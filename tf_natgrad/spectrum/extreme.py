@@ -61,7 +61,8 @@ def eigsh(
     """The `k` extreme eigenpairs of a symmetric operator.
 
     `"auto"` decomposes small matrices whole, low-rank ones through their Gram matrix, exactly, and takes Lanczos on
-    the device otherwise: thick restarts, full reorthogonalisation, no vector leaves the device.
+    the device otherwise: thick restarts, full reorthogonalisation, no vector leaves the device. Of an eigenvalue that
+    occurs several times, Lanczos may find one copy only; `"dense"` and `"gram"` find all.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorDiag(tf.constant([3.0, -5.0, 1.0, 2.0]), is_self_adjoint=True)
@@ -114,16 +115,18 @@ def eigsh(
 
     method = _choose(operator, k, which) if method == "auto" else method
     if method == "gram":
-        values, vectors, products, restarts = _by_gram(operator, k, which, generator)
+        values, vectors, products, restarts, scale = _by_gram(operator, k, which, generator)
     elif method == "dense":
-        values, vectors, products, restarts = _by_dense(operator, k, which)
+        values, vectors, products, restarts, scale = _by_dense(operator, k, which)
     elif method == "arpack":
-        values, vectors, products, restarts = _by_arpack(operator, k, which, tol, max_products, ncv, start)
+        values, vectors, products, restarts, scale = _by_arpack(operator, k, which, tol, max_products, ncv, start)
     else:
-        values, vectors, products, restarts = _by_lanczos(operator, k, which, tol, max_products, ncv, start, generator)
+        values, vectors, products, restarts, scale = _by_lanczos(
+            operator, k, which, tol, max_products, ncv, start, generator
+        )
     vectors = _signed(vectors)
     residuals = tf.norm(operator.matmul(vectors) - vectors * tf.constant(values, vectors.dtype), axis=0).numpy()
-    scale = max(np.max(np.abs(values)), np.finfo(vectors.dtype.as_numpy_dtype).tiny)
+    scale = max(scale, np.finfo(vectors.dtype.as_numpy_dtype).tiny)
     slack = 10 * np.finfo(vectors.dtype.as_numpy_dtype).eps
     info = EigshInfo(method, products + k, residuals, residuals <= (tol + slack) * scale, restarts)
     if not info.converged.all():
@@ -188,7 +191,7 @@ def _by_dense(operator: tf.linalg.LinearOperator, k: int, which: str):
     check_finite(dense)
     values, vectors = tf.linalg.eigh(dense)
     wanted = _wanted(values.numpy(), k, which)
-    return values.numpy()[wanted], tf.gather(vectors, wanted, axis=1), 0, 0
+    return values.numpy()[wanted], tf.gather(vectors, wanted, axis=1), 0, 0, np.max(np.abs(values))
 
 
 def _by_gram(operator: CurvatureOperator, k: int, which: str, generator: np.random.Generator):
@@ -219,7 +222,7 @@ def _by_gram(operator: CurvatureOperator, k: int, which: str, generator: np.rand
     ]
     # Orthogonalised in the order in which they are accurate.
     basis, _ = tf.linalg.qr(tf.math.l2_normalize(tf.stack(columns, 1), 0))
-    return values + damping, tf.reverse(basis, [1]), 0, 0
+    return values + damping, tf.reverse(basis, [1]), 0, 0, values[-1] + damping
 
 
 def _by_arpack(operator, k, which, tol, max_products, ncv, start):
@@ -238,19 +241,21 @@ def _by_arpack(operator, k, which, tol, max_products, ncv, start):
                 _checks.message("max_products", max_products, f"enough for k = {k}: ARPACK found {len(values)}")
             ) from None
     order = np.argsort(values)
-    return values[order], tf.constant(vectors[:, order], operator.dtype), counted.products, 0
+    return values[order], tf.constant(vectors[:, order], operator.dtype), counted.products, 0, counted.largest
 
 
 class _Counted:
-    """A SciPy operator that counts its products."""
+    """A SciPy operator that counts its products and notes how much they stretch a vector at most."""
 
     def __init__(self, operator: tf.linalg.LinearOperator):
         self.products = 0
+        self.largest = 0.0
 
         def product(x):
             self.products += 1
             image = operator.matvec(tf.constant(np.reshape(x, [-1]), operator.dtype)).numpy()
             check_finite(image)
+            self.largest = max(self.largest, np.linalg.norm(image) / max(np.linalg.norm(x), np.finfo(x.dtype).tiny))
             return image
 
         n = operator.shape[-1]
@@ -276,7 +281,7 @@ def _by_lanczos(operator, k, which, tol, max_products, ncv, start, generator):
         scale = np.max(np.abs(values))
         enough = krylov.steps >= min(n, k + 1)
         if enough and ((residuals <= tol * scale).all() or krylov.steps == n or krylov.products >= max_products):
-            return values[wanted], krylov.combine(rotation[:, wanted]), krylov.products, restarts
+            return values[wanted], krylov.combine(rotation[:, wanted]), krylov.products, restarts, scale
         if krylov.steps == size:
             # The wanted and their neighbours: what is kept beyond k speeds convergence up.
             kept = _wanted(values, min(size - 1, k + (size - k) // 3), which)

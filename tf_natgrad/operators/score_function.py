@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
@@ -18,7 +20,88 @@ from tf_natgrad.parameters import FlatParameters
 ESTIMATORS = ("causal", "trajectory", "surrogate", "algorithm1")
 
 
-class ScoreFunctionHessian(CurvatureOperator):
+class ReturnHessian(CurvatureOperator):
+    """What estimates of the Hessian of a return share: one of them is not symmetric, and has a transpose of its own."""
+
+    @property
+    @abc.abstractmethod
+    def estimator(self) -> str:
+        """The name of the estimator."""
+
+    @property
+    def is_self_adjoint(self) -> bool:
+        """Whether the estimate is symmetric, sample by sample."""
+        return self.estimator != "algorithm1"
+
+    @abc.abstractmethod
+    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """The product of the transposed matrix with a vector `[n]`, as graph code."""
+
+    def symmetrize(self) -> CurvatureOperator:
+        """`(H + H^T) / 2`, for the estimator that is not symmetric; else itself.
+
+        Returns:
+            A symmetric operator.
+        """
+        return self if self.is_self_adjoint else _Symmetrized(self)
+
+    def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
+        """The product with one vector; with `adjoint`, of the transposed matrix.
+
+        Args:
+            x: `[n]`.
+            adjoint: whether to transpose.
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            `[n]`.
+        """
+        if not adjoint or self.is_self_adjoint:
+            return super().matvec(x, name=name)
+        x = self._as_operand("x", x)
+        _checks.check_rank_one("x", x, self._flat.size)
+        with tf.name_scope(name):
+            return self.compiled("adjoint", self._adjoint_product)(x)
+
+    def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
+        """The product with k vectors at once; with `adjoint`, of the transposed matrix.
+
+        Args:
+            x: `[n, k]`, or `[k, n]` with `adjoint_arg`.
+            adjoint: whether to transpose the matrix.
+            adjoint_arg: whether `x` is to be transposed first.
+            name: for TensorFlow's name scopes.
+
+        Returns:
+            `[n, k]`.
+        """
+        if not adjoint or self.is_self_adjoint:
+            return super().matmul(x, adjoint_arg=adjoint_arg, name=name)
+        x = self._as_operand("x", x)
+        columns = x if adjoint_arg else tf.transpose(x)
+        return tf.stack([self.matvec(c, adjoint=True, name=name) for c in tf.unstack(columns)], 1)
+
+    def _dense(self) -> tf.Tensor:
+        # The images of the unit vectors are columns.
+        return tf.transpose(super()._dense())
+
+    def to_scipy(self):
+        """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays."""
+        import scipy.sparse.linalg
+
+        def maps(adjoint):
+            return (
+                lambda x: self.matvec(np.reshape(x, [-1]), adjoint=adjoint).numpy(),
+                lambda x: self.matmul(x, adjoint=adjoint).numpy(),
+            )
+
+        (product, products), (adjoint, adjoints) = maps(False), maps(True)
+        return scipy.sparse.linalg.LinearOperator(
+            tuple(self.shape), product, adjoint, products, self.dtype.as_numpy_dtype, adjoints
+        )
+
+
+class ScoreFunctionHessian(ReturnHessian):
     """A score-function estimate of the Hessian of `E[R]`, `[n, n]`, summed over episodes in one pass.
 
     With `g_t`, `h_t` the gradient and Hessian of `log_prob[t]`, `w_t = weights[t]` and `omega_e` the weight of an
@@ -98,7 +181,7 @@ class ScoreFunctionHessian(CurvatureOperator):
         values = [(v, tf.convert_to_tensor(v.value)) for v in flat.variables]
         # Made before it is asked for inside a graph.
         self._state = _State(outer, log_prob, values, log_probs, seed, gradient, ids, weights, shares, episodes)
-        self._state.places  # noqa: B018
+        self._state.grid  # noqa: B018
         self._estimator = estimator
         self._linearization = linearization
 
@@ -106,11 +189,6 @@ class ScoreFunctionHessian(CurvatureOperator):
     def estimator(self) -> str:
         """The name of the estimator."""
         return self._estimator
-
-    @property
-    def is_self_adjoint(self) -> bool:
-        """Whether the estimate is symmetric, sample by sample."""
-        return self._estimator != "algorithm1"
 
     def policy_gradient(self) -> tf.Tensor:
         """The gradient `sum_e omega_e sum_t w_t g_t`, `[n]`, from the same pass."""
@@ -133,31 +211,6 @@ class ScoreFunctionHessian(CurvatureOperator):
     def episode_weights(self) -> tf.Tensor:
         """`omega`, `[N]`."""
         return self._state.shares
-
-    def symmetrize(self) -> CurvatureOperator:
-        """`(H + H^T) / 2`, for the estimator that is not symmetric; else itself.
-
-        Returns:
-            A symmetric operator.
-        """
-        return self if self.is_self_adjoint else _Symmetrized(self)
-
-    def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
-        """The product with one vector; with `adjoint`, of the transposed matrix.
-
-        Args:
-            x: `[n]`.
-            adjoint: whether to transpose.
-            name: for TensorFlow's name scopes.
-
-        Returns:
-            `[n]`.
-        """
-        if not adjoint or self.is_self_adjoint:
-            return super().matvec(x, name=name)
-        x = self._as_operand("x", x)
-        _checks.check_rank_one("x", x, self._flat.size)
-        return self.compiled("adjoint", self._adjoint_product)(x)
 
     def prepare(self) -> None:
         """Nothing: the gradient was recorded with the forward pass."""
@@ -241,7 +294,7 @@ class ScoreFunctionHessian(CurvatureOperator):
 class _Symmetrized(CurvatureOperator):
     """`(H + H^T) / 2` of an estimate that is not symmetric."""
 
-    def __init__(self, base: ScoreFunctionHessian):
+    def __init__(self, base: ReturnHessian):
         super().__init__(base.flat_parameters, name="Symmetrized")
         self._source = _Unlisted(base)
 
@@ -256,7 +309,7 @@ class _Symmetrized(CurvatureOperator):
 class _Unlisted:
     """Keeps an operator away from TensorFlow's attribute tracking."""
 
-    def __init__(self, base: ScoreFunctionHessian):
+    def __init__(self, base: ReturnHessian):
         self.base = base
 
 
@@ -297,7 +350,9 @@ class _State:
 
         Taken over the episodes as rows of a padded array: over the flat array it would cancel between episodes.
         """
-        return tf.gather_nd(tf.cumsum(tf.scatter_nd(self.places, x, self.padded_shape), axis=1), self.places)
+        # Gathered, not scattered: TensorFlow vectorises no scatter.
+        padded = tf.gather(tf.concat([x, tf.zeros([1], x.dtype)], 0), self.grid)
+        return tf.gather_nd(tf.cumsum(padded, axis=1), self.places)
 
     @functools.cached_property
     def places(self) -> tf.Tensor:
@@ -306,10 +361,12 @@ class _State:
         first = tf.gather(tf.math.unsorted_segment_min(steps, self.ids, self.episodes), self.ids)
         return tf.stack([self.ids, steps - first], 1)
 
-    @property
-    def padded_shape(self) -> tf.Tensor:
-        """Shape of that array."""
-        return tf.stack([self.episodes, tf.reduce_max(self.places[:, 1]) + 1])
+    @functools.cached_property
+    def grid(self) -> tf.Tensor:
+        """The step at each place of that array, `[N, T]`; M where there is none."""
+        count = tf.size(self.ids)
+        shape = tf.stack([self.episodes, tf.reduce_max(self.places[:, 1]) + 1])
+        return tf.tensor_scatter_nd_update(tf.fill(shape, count), self.places, tf.range(count))
 
 
-__all__ = ["ESTIMATORS", "ScoreFunctionHessian"]
+__all__ = ["ESTIMATORS", "ReturnHessian", "ScoreFunctionHessian"]

@@ -176,6 +176,26 @@ class GaussianPolicy(Policy):
         return super().get_config() | {"initial_log_std": self.initial_log_std}
 
 
+def check_policy(policy: Any) -> None:
+    """Refuses what is no `Policy`.
+
+    Args:
+        policy: what the user gave.
+
+    Raises:
+        TypeError: if it is something else, such as a plain Keras model.
+    """
+    if not isinstance(policy, Policy):
+        raise TypeError(
+            _checks.message(
+                "policy",
+                type(policy).__name__,
+                "a `rl.CategoricalPolicy` or `rl.GaussianPolicy`",
+                "Wrap your Keras model: `rl.CategoricalPolicy(model)`.",
+            )
+        )
+
+
 def has_kinks(policy: keras.Model) -> bool:
     """Whether a layer's activation is piecewise linear, so that second derivatives miss its kinks.
 
@@ -193,4 +213,4 @@ def has_kinks(policy: keras.Model) -> bool:
     )
 
 
-__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "has_kinks"]
+__all__ = ["CategoricalPolicy", "GaussianPolicy", "Policy", "check_policy", "has_kinks"]

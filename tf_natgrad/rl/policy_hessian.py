@@ -13,13 +13,14 @@ from tf_natgrad._typing import TensorLike
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
 from tf_natgrad.operators._base import over_units
+from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.rl.baselines import Baseline, step_weights
 from tf_natgrad.rl.episodes import Episodes
-from tf_natgrad.rl.policies import Policy, has_kinks
+from tf_natgrad.rl.policies import Policy, check_policy, has_kinks
 
 
-class PolicyHessian(CurvatureOperator):
+class PolicyHessian(ReturnHessian):
     """An estimate of `d^2 / dtheta^2 E[R]`, `[n, n]`, from episodes drawn once and then frozen.
 
     `R = sum_t gamma^t r_t`. With `g_t`, `h_t` the gradient and Hessian of `log pi(a_t | s_t)` and `w_t` the discounted
@@ -61,15 +62,8 @@ class PolicyHessian(CurvatureOperator):
         gamma: float = 0.99,
         chunk_steps: int | None = None,
     ):
-        if not isinstance(policy, Policy):
-            raise TypeError(
-                _checks.message(
-                    "policy",
-                    type(policy).__name__,
-                    "a `rl.CategoricalPolicy` or `rl.GaussianPolicy`",
-                    "Wrap your Keras model: `rl.CategoricalPolicy(model)`.",
-                )
-            )
+        check_policy(policy)
+        _checks.check_choice("estimator", estimator, ESTIMATORS)
         if chunk_steps is not None:
             _checks.check_number("chunk_steps", chunk_steps, minimum=1, integer=True)
         if has_kinks(policy):
@@ -87,18 +81,11 @@ class PolicyHessian(CurvatureOperator):
         self._batch = _EpisodeBatch(policy, episodes, observations, weights, estimator)
         self._whole = self._batch.operator(slice(None)) if chunk_steps is None else None
         self._chunks = [] if chunk_steps is None else self._batch.chunks(chunk_steps)
-        if chunk_steps is not None:
-            _checks.check_choice("estimator", estimator, ("causal", "trajectory", "surrogate", "algorithm1"))
 
     @property
     def estimator(self) -> str:
         """The name of the estimator."""
         return self._batch.estimator
-
-    @property
-    def is_self_adjoint(self) -> bool:
-        """Whether the estimate is symmetric, sample by sample."""
-        return self.estimator != "algorithm1"
 
     @property
     def step_weights(self) -> np.ndarray:
@@ -127,16 +114,6 @@ class PolicyHessian(CurvatureOperator):
         parts = [self._batch.run("forms", c, lambda part, v: part._quadratic_forms(v), vector) for c in self._chunks]
         return tf.concat(parts, 0)
 
-    def symmetrize(self) -> CurvatureOperator:
-        """`(H + H^T) / 2`, for `"algorithm1"`; else itself.
-
-        Returns:
-            A symmetric operator.
-        """
-        if self.is_self_adjoint:
-            return self
-        return self._batch.operator(slice(None)).symmetrize()
-
     def reweighted(self) -> tuple[CurvatureOperator, tf.Variable]:
         """The same operator with episode weights that can be changed at any time, without tracing anew.
 
@@ -160,23 +137,10 @@ class PolicyHessian(CurvatureOperator):
     def _over_chunks(self, key: str, function: Any, vector: tf.Tensor) -> tf.Tensor:
         return tf.add_n([self._batch.run(key, chunk, function, vector) for chunk in self._chunks])
 
-    def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
-        """The product with one vector; with `adjoint`, of the transposed matrix.
-
-        Args:
-            x: `[n]`.
-            adjoint: whether to transpose.
-            name: for TensorFlow's name scopes.
-
-        Returns:
-            `[n]`.
-        """
-        if not adjoint or self.is_self_adjoint:
-            return super().matvec(x, name=name)
-        x = self._as_operand("x", x)
+    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
         if self._whole is not None:
-            return self._whole.matvec(x, adjoint=True)
-        return self._over_chunks("adjoint", lambda part, v: part._adjoint_product(v), x)
+            return self._whole._adjoint_product(vector)
+        return self._over_chunks("adjoint", lambda part, v: part._adjoint_product(v), vector)
 
     def _map_rows(self, function: Any, rows: tf.Tensor) -> tf.Tensor:
         if self._whole is not None:

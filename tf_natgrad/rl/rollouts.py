@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tf_natgrad import _checks
 from tf_natgrad.rl.episodes import Episodes
-from tf_natgrad.rl.policies import Policy
+from tf_natgrad.rl.policies import Policy, check_policy
 
 _NUM_ENVS = 16
 
@@ -49,9 +49,11 @@ def collect(
     Raises:
         ValueError: if the policy does not fit the environment's actions, or the environment resets in a step of its
             own (NEXT_STEP), whose transitions are not real ones.
+        TypeError: if the policy is a plain Keras model.
         ImportError: if Gymnasium is not installed.
     """
     gym = _gymnasium()
+    check_policy(policy)
     _checks.check_number("num_episodes", num_episodes, minimum=1, integer=True)
     same_step = gym.vector.AutoresetMode.SAME_STEP
     made = isinstance(env, str)
@@ -81,8 +83,8 @@ def collect(
                 "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP})`.",
             )
         )
-    policy.check_action_space(env.single_action_space)
     try:
+        policy.check_action_space(env.single_action_space)
         return _run(env, policy, num_episodes, seed, deterministic, progress)
     finally:
         if made:

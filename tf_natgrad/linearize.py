@@ -14,6 +14,10 @@ from tf_natgrad.parameters import FlatParameters
 # A tape of the map `u -> J^T u`, its argument, and its value.
 _Transpose = tuple[tf.GradientTape, tf.Tensor, list[tf.Tensor]]
 
+# Examples times parameters beyond which vectors taken at once save nothing: their products are then large matrix
+# products already, and batched ones are slower.
+_VECTORIZED_WORK = 1 << 22
+
 
 class Linearization:
     """`J = dz/dtheta` at one batch, where `z` is what the tape recorded of the model.
@@ -134,6 +138,21 @@ class Linearization:
         if self._vectorizes:
             return tf.vectorized_map(function, rows)
         return tf.map_fn(function, rows, parallel_iterations=1, fn_output_signature=signature)
+
+    def map_products(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        """`map_rows` for whole products: all at once where overhead rules, one after the other where arithmetic does.
+
+        Args:
+            function: of one row, to a tensor like a row.
+            rows: `[k, ...]`.
+
+        Returns:
+            What `function` returned, stacked.
+        """
+        examples = self.outputs.shape[0]
+        if examples is not None and examples * self.flat_parameters.size > _VECTORIZED_WORK:
+            return tf.map_fn(function, rows, parallel_iterations=4)
+        return self.map_rows(function, rows)
 
     def _tape_gradient(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
         gradients = self._tape.gradient(

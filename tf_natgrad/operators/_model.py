@@ -134,7 +134,7 @@ class ModelOperator(CurvatureOperator):
             return super()._products(rows)
 
         def of_batch(batch: Batch, rows: tf.Tensor) -> tf.Tensor:
-            return batch.linearization.map_rows(lambda row: self._batch_product(batch, row), rows)
+            return batch.linearization.map_products(lambda row: self._batch_product(batch, row), rows)
 
         return self._sum_over_batches("matmul", of_batch, rows, rows)
 
@@ -180,7 +180,7 @@ class ModelOperator(CurvatureOperator):
     def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         if self._source.batch is None:
             return tf.map_fn(function, rows, parallel_iterations=1)
-        return self._source.batch.linearization.map_rows(function, rows)
+        return self._source.batch.linearization.map_products(function, rows)
 
     @tf.autograph.experimental.do_not_convert
     def loss(self, y: TensorLike | None = None) -> tf.Tensor:

@@ -37,6 +37,23 @@ class ReturnHessian(CurvatureOperator):
     def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
         """The product of the transposed matrix with a vector `[n]`, as graph code."""
 
+    @abc.abstractmethod
+    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
+        """`v^T M_e v` of each episode, `[N]`, as graph code."""
+
+    def quadratic_forms(self, vector: TensorLike) -> tf.Tensor:
+        """`v^T M_e v` of each episode, before its weight: independent over episodes, for error bars.
+
+        Args:
+            vector: `v`, `[n]`.
+
+        Returns:
+            `[N]`.
+        """
+        vector = self._as_operand("vector", vector)
+        _checks.check_rank_one("vector", vector, self._flat.size)
+        return self.compiled("quadratic_forms", self._quadratic_forms)(vector)
+
     def symmetrize(self) -> CurvatureOperator:
         """`(H + H^T) / 2`, for the estimator that is not symmetric; else itself.
 
@@ -193,19 +210,6 @@ class ScoreFunctionHessian(ReturnHessian):
     def policy_gradient(self) -> tf.Tensor:
         """The gradient `sum_e omega_e sum_t w_t g_t`, `[n]`, from the same pass."""
         return self._flat.flatten(self._state.gradient)
-
-    def quadratic_forms(self, vector: TensorLike) -> tf.Tensor:
-        """`v^T M_e v` of each episode, before its weight: independent over episodes, for error bars.
-
-        Args:
-            vector: `v`, `[n]`.
-
-        Returns:
-            `[N]`.
-        """
-        vector = self._as_operand("vector", vector)
-        _checks.check_rank_one("vector", vector, self._flat.size)
-        return self.compiled("quadratic_forms", self._quadratic_forms)(vector)
 
     @property
     def episode_weights(self) -> tf.Tensor:

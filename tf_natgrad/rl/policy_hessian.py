@@ -9,10 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad._typing import TensorLike
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
-from tf_natgrad.operators._base import over_units
 from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.rl.baselines import Baseline, step_weights
@@ -98,22 +96,6 @@ class PolicyHessian(ReturnHessian):
             return self._whole.policy_gradient()
         return self._over_chunks("gradient", lambda part, v: part.policy_gradient(), self._zeros())
 
-    def quadratic_forms(self, vector: TensorLike) -> tf.Tensor:
-        """`v^T M_e v` of each episode, unweighted, `[N]`: independent over episodes, for error bars.
-
-        Args:
-            vector: `v`, `[n]`.
-
-        Returns:
-            `[N]`.
-        """
-        vector = self._as_operand("vector", vector)
-        _checks.check_rank_one("vector", vector, self._flat.size)
-        if self._whole is not None:
-            return self._whole.quadratic_forms(vector)
-        parts = [self._batch.run("forms", c, lambda part, v: part._quadratic_forms(v), vector) for c in self._chunks]
-        return tf.concat(parts, 0)
-
     def reweighted(self) -> tuple[CurvatureOperator, tf.Variable]:
         """The same operator with episode weights that can be changed at any time, without tracing anew.
 
@@ -133,6 +115,12 @@ class PolicyHessian(ReturnHessian):
         if self._whole is not None:
             return self._whole._product(vector)
         return self._over_chunks("product", lambda part, v: part._product(v), vector)
+
+    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
+        if self._whole is not None:
+            return self._whole._quadratic_forms(vector)
+        parts = [self._batch.run("forms", c, lambda part, v: part._quadratic_forms(v), vector) for c in self._chunks]
+        return tf.concat(parts, 0)
 
     def _over_chunks(self, key: str, function: Any, vector: tf.Tensor) -> tf.Tensor:
         return tf.add_n([self._batch.run(key, chunk, function, vector) for chunk in self._chunks])
@@ -165,9 +153,6 @@ class _Reweighted(CurvatureOperator):
 
     def _part(self) -> ScoreFunctionHessian:
         return self._batch.operator(slice(None), tf.convert_to_tensor(self._shares))
-
-    def _dense(self) -> tf.Tensor:
-        return over_units(self._products, self._flat.size, self.dtype)
 
 
 class _EpisodeBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import pathlib
@@ -65,19 +66,33 @@ class Recorder:
         """All rows, as text, run by run."""
         return [row for rows in self._runs.values() for row in rows]
 
+    def rows_of(self, key: Sequence[Any]) -> list[Row]:
+        """The rows of one run, as text; none where there is no such run."""
+        return list(self._runs.get(tuple(map(as_text, key)), []))
+
     def append(self, **values: Any) -> None:
         """Writes one row; columns that are not named stay empty.
 
         Raises:
             ValueError: if there is no such column.
+            OSError: if the row could not be written as a whole (a full disk); the file is then as it was before.
         """
         unknown = set(values) - set(self.columns)
         if unknown:
             raise ValueError(f"no such columns: {', '.join(sorted(unknown))}; there are {', '.join(self.columns)}")
         row = {column: as_text(values.get(column)) for column in self.columns}
-        self._runs.setdefault(self._key_of(row), []).append(row)
+        line = self._lines([row]).encode()
         with open(self.path, "ab", buffering=0) as file:
-            file.write(self._lines([row]).encode())
+            size = file.seek(0, os.SEEK_END)
+            try:
+                # Where there is room for a part of the line only, that part is written, without an error.
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                file.truncate(size)
+                reason = f"{error.strerror}: the row was not recorded, those before it are; make room, and --resume"
+                raise OSError(error.errno, reason, str(self.path)) from error
+        self._runs.setdefault(self._key_of(row), []).append(row)
 
     def _key_of(self, row: Row) -> Key:
         return tuple(row[column] for column in self.key_columns)

@@ -166,7 +166,7 @@ class Network:
         made = {
             "SGD": lambda: keras.optimizers.SGD(rate),
             "Adam": lambda: keras.optimizers.Adam(rate),
-            "natural gradient": lambda: ng.NaturalGradient(rate, damping=damping),
+            "natural gradient": lambda: ng.NaturalGradient(rate, damping=damping, max_kl=None, line_search=None),
         }
         self._model = ng.natural_gradient_model(self.net)
         # XLA would take longer to compile than the few steps take.

@@ -46,11 +46,11 @@ def _schedule(epoch):
 @pytest.mark.parametrize("mode", training.MODES)
 def test_learning_rate_and_damping_schedules(mode):
     options = [callbacks.LearningRateScheduler(_schedule), _Damping()]
-    optimizer = ng.NaturalGradient(solver=training.cg())
+    optimizer = training.plain(solver=training.cg())
     model, history = trained(mode, optimizer, epochs=3, callbacks=options)
     np.testing.assert_allclose(history["learning_rate"], [0.8, 0.4, 0.2])
     np.testing.assert_allclose(history["damping"], [0.5, 0.25, 0.125])
-    by_hand = compiled(network(), ng.NaturalGradient(solver=training.cg()), mode=mode)
+    by_hand = compiled(network(), training.plain(solver=training.cg()), mode=mode)
     for epoch in range(3):
         by_hand.optimizer.learning_rate, by_hand.optimizer.damping = _schedule(epoch), 0.5 * 0.5**epoch
         fit(by_hand, X, Y)
@@ -73,7 +73,7 @@ def test_early_stopping_restores_the_best_weights():
     record = Record()
     stopping = callbacks.EarlyStopping(monitor="val_loss", patience=2, restore_best_weights=True)
     model, history = trained(
-        optimizer=ng.NaturalGradient(1.0, damping=1e-3),
+        optimizer=training.plain(1.0, damping=1e-3),
         epochs=30,
         callbacks=[record, stopping],
         validation_data=(X, np.roll(Y, 1)),
@@ -104,7 +104,7 @@ def test_checkpoints_of_the_best_weights(tmp_path):
     assert _same(other, model)
 
 
-@pytest.mark.parametrize("optimizer", [ng.NaturalGradient, lambda: ng.NaturalGradient(use_ema=True, clipnorm=1.0)])
+@pytest.mark.parametrize("optimizer", [training.plain, lambda: training.plain(use_ema=True, clipnorm=1.0)])
 def test_backup_and_restore_after_an_interruption(tmp_path, optimizer):
     expected, history = trained(optimizer=optimizer(), epochs=4)
     backup = str(tmp_path / "backup")
@@ -167,8 +167,8 @@ def test_a_model_loaded_in_a_fresh_process_goes_on_with_the_same_numbers(tmp_pat
         hidden = layers.BatchNormalization()(layers.Dense(5, activation="tanh")(inputs))
         return ng.NaturalGradientModel(inputs, layers.Dense(3)(hidden))
 
-    expected = fit(compiled(make(), ng.NaturalGradient(clipnorm=2.0)), X, Y, **options(4))
-    model = compiled(make(), ng.NaturalGradient(clipnorm=2.0))
+    expected = fit(compiled(make(), training.plain(clipnorm=2.0)), X, Y, **options(4))
+    model = compiled(make(), training.plain(clipnorm=2.0))
     fit(model, X, Y, **options(2))
     path = str(tmp_path / "model.keras")
     model.save(path)
@@ -196,7 +196,7 @@ def _of_gaussians():
     model = ng.NaturalGradientSequential([keras.Input((4,)), layers.Dense(6, kernel_initializer="zeros")])
     return compiled(
         model,
-        ng.NaturalGradient(0.1, damping=1.0),
+        training.plain(0.1, damping=1.0),
         loss=ng.distributions.NegativeLogLikelihood(ng.distributions.DiagGaussianPd),
     )
 
@@ -244,12 +244,12 @@ def _mixed():
     ("make", "optimizer"),
     [
         (_subclassed, ng.NaturalGradient),
-        (_nested, lambda: ng.NaturalGradient(solver="cg", on_nonfinite="skip")),
-        (_mixed, lambda: keras.optimizers.LossScaleOptimizer(ng.NaturalGradient(0.5))),
+        (_nested, lambda: training.plain(solver="cg", on_nonfinite="skip")),
+        (_mixed, lambda: keras.optimizers.LossScaleOptimizer(training.plain(0.5))),
         (
             network,
             lambda: keras.optimizers.MultiOptimizer(
-                keras.optimizers.OptimizerMap(ng.NaturalGradient(0.5), {".*bias": keras.optimizers.Adam()})
+                keras.optimizers.OptimizerMap(training.plain(0.5), {".*bias": keras.optimizers.Adam()})
             ),
         ),
     ],

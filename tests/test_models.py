@@ -125,7 +125,7 @@ def test_at_infinite_damping_a_step_is_that_of_gradient_descent(name, mode):
     stack, loss, x, y, options = GRADIENTS[name]
     shape, dtype = x.shape[1:], x.dtype.name
     infinity = 1e6
-    natural = ng.NaturalGradient(infinity, damping=infinity, solver=cg() if mode == "xla" else "auto")
+    natural = training.plain(infinity, damping=infinity, solver=cg() if mode == "xla" else "auto")
     model = compiled(network(stack, shape, dtype), natural, loss(), mode)
     stock = compiled(network(stack, shape, dtype, keras.Sequential), keras.optimizers.SGD(1.0), loss(), mode)
     histories = []
@@ -144,7 +144,7 @@ def test_a_step_is_the_dense_natural_gradient(mode, solver, double):
     x, y = batch(dtype="float64")
     weight = np.linspace(0.0, 2.0, 12)
     solver = cg(1e-12) if solver == "cg" else solver
-    model = compiled(network(_penalised), ng.NaturalGradient(0.5, damping=0.02, solver=solver), mode=mode)
+    model = compiled(network(_penalised), training.plain(0.5, damping=0.02, solver=solver), mode=mode)
     expected = -0.5 * training.dense_direction(model, x, y, 0.02, sample_weight=weight)
     actual = training.changes(model, lambda: fit(model, x, y, sample_weight=weight, batch_size=12))
     assert oracle.difference(training.flat(actual), expected) < 1e-8
@@ -196,7 +196,7 @@ def test_a_model_that_was_never_called_takes_the_steps_of_one_that_was(mode):
     histories = []
     for build in (False, True):
         keras.utils.set_random_seed(4)
-        model = compiled(training.Subclassed(), ng.NaturalGradient(solver="cg"), mode=mode)
+        model = compiled(training.Subclassed(), training.plain(solver="cg"), mode=mode)
         if build:
             model(X[:1])
         histories.append(fit(model, X, Y, epochs=2)["loss"])
@@ -228,7 +228,7 @@ def test_seeds_and_statistics_move_as_often_as_under_stock_keras(mode, solver):
     def stack():
         return [layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(4), layers.Dropout(0.2), layers.Dense(3)]
 
-    model = compiled(network(stack), ng.NaturalGradient(0.1, solver=solver), mode=mode)
+    model = compiled(network(stack), training.plain(0.1, solver=solver), mode=mode)
     stock = compiled(network(stack, kind=keras.Sequential), "sgd", mode=mode)
     start = [v.numpy() for v in model.non_trainable_variables]
     for m in (model, stock):
@@ -245,7 +245,7 @@ def test_seeds_and_statistics_move_as_often_as_under_stock_keras(mode, solver):
 def test_frozen_layers_keep_their_weights_and_stay_out_of_the_fisher(mode, solver, double):
     x, y = batch(dtype="float64")
     solver = cg(1e-12) if solver == "cg" else solver
-    model = compiled(network(_frozen), ng.NaturalGradient(1.0, damping=0.1, solver=solver), mode=mode)
+    model = compiled(network(_frozen), training.plain(1.0, damping=0.1, solver=solver), mode=mode)
     frozen = model.layers[0].get_weights()
     expected = training.dense_direction(model, x, y, 0.1)
     assert expected.shape == (18,)
@@ -267,8 +267,8 @@ def test_a_layer_may_be_unfrozen_and_compiled_again():
 def test_modes_agree(mode, solver, double):
     data = batch(10, dtype="float64")
     solver = cg(1e-12) if solver == "cg" else solver
-    _, history = trained(mode, ng.NaturalGradient(0.5, solver=solver), data=data)
-    _, expected = trained("graph", ng.NaturalGradient(0.5, solver="svd"), data=data)
+    _, history = trained(mode, training.plain(0.5, solver=solver), data=data)
+    _, expected = trained("graph", training.plain(0.5, solver="svd"), data=data)
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-8)
     np.testing.assert_allclose(history["kl"], expected["kl"], rtol=1e-6)
 
@@ -276,8 +276,8 @@ def test_modes_agree(mode, solver, double):
 @pytest.mark.parametrize(("mode", "steps"), [("graph", 2), ("graph", 3), ("xla", 2)])
 def test_steps_per_execution_change_nothing(mode, steps):
     optimizer = {"solver": cg()}
-    _, expected = trained(mode, ng.NaturalGradient(0.5, **optimizer))
-    model = compiled(network(), ng.NaturalGradient(0.5, **optimizer), mode=mode, steps_per_execution=steps)
+    _, expected = trained(mode, training.plain(0.5, **optimizer))
+    model = compiled(network(), training.plain(0.5, **optimizer), mode=mode, steps_per_execution=steps)
     np.testing.assert_allclose(fit(model, X, Y, epochs=2)["loss"], expected["loss"], rtol=1e-4)
 
 
@@ -290,8 +290,8 @@ def test_a_data_set_with_a_partial_last_batch_trains_as_arrays_do():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_train_on_batch_takes_the_steps_of_fit(mode):
-    reference, _ = trained(mode, ng.NaturalGradient(solver="cg"), epochs=1)
-    model = compiled(network(), ng.NaturalGradient(solver="cg"), mode=mode, metrics=["accuracy"])
+    reference, _ = trained(mode, training.plain(solver="cg"), epochs=1)
+    model = compiled(network(), training.plain(solver="cg"), mode=mode, metrics=["accuracy"])
     for start in (0, 4, 8):
         logs = model.train_on_batch(X[start : start + 4], Y[start : start + 4], return_dict=True)
     for mine, theirs in zip(model.get_weights(), reference.get_weights(), strict=True):
@@ -304,7 +304,7 @@ def test_metrics_are_those_of_stock_keras():
     data = {"sample_weight": _weights(), "validation_data": (X, Y, _weights())}
     histories = []
     for kind, optimizer in (
-        (ng.NaturalGradientSequential, ng.NaturalGradient(0.0)),
+        (ng.NaturalGradientSequential, training.plain(0.0)),
         (keras.Sequential, keras.optimizers.SGD(0.0)),
     ):
         histories.append(fit(compiled(network(kind=kind), optimizer, **options), X, Y, **data))
@@ -317,13 +317,13 @@ def test_metrics_are_those_of_stock_keras():
 def test_xla_is_switched_off_for_solvers_that_need_eigenvalues(solver):
     model = network()
     with pytest.warns(UserWarning, match="doesn't support `jit_compile=True`"):
-        compiled(model, ng.NaturalGradient(solver=solver), mode="xla")
+        compiled(model, training.plain(solver=solver), mode="xla")
     assert model.jit_compile is False
     fit(model, X, Y)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "expected"), [(ng.NaturalGradient, False), (lambda: ng.NaturalGradient(solver="cg"), True)]
+    ("optimizer", "expected"), [(ng.NaturalGradient, False), (lambda: training.plain(solver="cg"), True)]
 )
 def test_automatic_xla_looks_at_the_solver(optimizer, expected, monkeypatch):
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
@@ -337,7 +337,7 @@ def test_automatic_xla_looks_at_the_solver(optimizer, expected, monkeypatch):
 @pytest.mark.parametrize("mode", MODES)
 def test_the_log_tells_damping_iterations_and_kl(mode):
     x, y = batch(dtype="float32")
-    model = compiled(network(), ng.NaturalGradient(0.01, damping=0.05, solver=cg()), mode=mode)
+    model = compiled(network(), training.plain(0.01, damping=0.05, solver=cg()), mode=mode)
     before = ng.distributions.CategoricalPd(model.predict(x, verbose=0))
     logs = model.train_on_batch(x, y, return_dict=True)
     measured = float(tf.reduce_mean(before.kl(ng.distributions.CategoricalPd(model.predict(x, verbose=0)))))
@@ -350,7 +350,7 @@ def test_the_predicted_kl_is_that_of_the_step_to_leading_order(double):
     x, y = batch(dtype="float64")
     ratios = []
     for rate in (1e-2, 1e-3):
-        model = compiled(network(), ng.NaturalGradient(rate, damping=0.05))
+        model = compiled(network(), training.plain(rate, damping=0.05))
         before = ng.distributions.CategoricalPd(model(x))
         logs = model.train_on_batch(x, y, return_dict=True)
         measured = tf.reduce_mean(before.kl(ng.distributions.CategoricalPd(model(x))))
@@ -361,16 +361,16 @@ def test_the_predicted_kl_is_that_of_the_step_to_leading_order(double):
 
 def test_a_step_too_far_is_logged_with_what_to_change(caplog, monkeypatch):
     monkeypatch.setattr(ng._checks, "_logged", set())
-    trained(optimizer=ng.NaturalGradient(0.1, damping=0.1))
+    trained(optimizer=training.plain(0.1, damping=0.1))
     assert not caplog.records
-    trained(optimizer=ng.NaturalGradient(20.0, damping=1e-3))
+    trained(optimizer=training.plain(20.0, damping=1e-3))
     (record,) = caplog.records
     assert "nats" in record.message and "Raise `damping`, or set `max_kl`" in record.message
 
 
 def test_one_trace_per_shape():
     counting = training.Counting()
-    model = compiled(network([counting, *training.mlp()]), ng.NaturalGradient(solver="cg"))
+    model = compiled(network([counting, *training.mlp()]), training.plain(solver="cg"))
     built = counting.calls
     fit(model, X, Y, epochs=2)
     assert counting.calls == built + 1
@@ -409,7 +409,7 @@ def _normalised():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_that_is_not_finite_raises_and_changes_nothing(mode):
-    model = compiled(network(_normalised), ng.NaturalGradient(solver="cg"), mode=mode)
+    model = compiled(network(_normalised), training.plain(solver="cg"), mode=mode)
     fit(model, X, Y)
     before = model.get_weights()
     with pytest.raises(ValueError, match="on_nonfinite='skip'"):
@@ -420,8 +420,8 @@ def test_a_batch_that_is_not_finite_raises_and_changes_nothing(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_batch_that_is_not_finite_is_skipped_and_counted(mode):
-    model = compiled(network(_normalised), ng.NaturalGradient(solver="cg", on_nonfinite="skip"), mode=mode)
-    reference = compiled(network(_normalised), ng.NaturalGradient(solver="cg"), mode=mode)
+    model = compiled(network(_normalised), training.plain(solver="cg", on_nonfinite="skip"), mode=mode)
+    reference = compiled(network(_normalised), training.plain(solver="cg"), mode=mode)
     history = fit(model, _bad_batch(), Y)
     fit(reference, X[4:], Y[4:])
     assert history["skipped_steps"] == [1] and int(model.optimizer.skipped_steps) == 1
@@ -436,7 +436,7 @@ def test_an_overflow_inside_the_network_is_never_applied(mode, on_nonfinite):
     def stack():
         return [layers.Dense(4, activation="exponential"), layers.BatchNormalization(), layers.Dense(3)]
 
-    model = compiled(network(stack), ng.NaturalGradient(solver="cg", on_nonfinite=on_nonfinite), mode=mode)
+    model = compiled(network(stack), training.plain(solver="cg", on_nonfinite=on_nonfinite), mode=mode)
     before = model.get_weights()
     if on_nonfinite == "raise":
         with pytest.raises(ValueError, match="is not finite"):
@@ -449,7 +449,7 @@ def test_an_overflow_inside_the_network_is_never_applied(mode, on_nonfinite):
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
 def test_labels_out_of_range_are_refused(mode, on_nonfinite):
-    model = compiled(network(), ng.NaturalGradient(on_nonfinite=on_nonfinite), mode=mode)
+    model = compiled(network(), training.plain(on_nonfinite=on_nonfinite), mode=mode)
     before = model.get_weights()
     with pytest.raises(ValueError, match="class indices 0 to 2"):
         fit(model, X, Y + 1)
@@ -556,7 +556,7 @@ tf.config.set_logical_device_configuration(
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     model = ng.NaturalGradientSequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.compile(ng.NaturalGradient(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(training.plain(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 before = model.get_weights()
 try:
     model.fit(np.ones((8, 4), "float32"), np.zeros(8, "int32"), verbose=0)
@@ -581,7 +581,7 @@ def fresh_environment():
 def test_float64_models_train_in_float64(mode):
     with cases.precision("float64"):
         data = batch(dtype="float64")
-        model, history = trained(mode, ng.NaturalGradient(0.5, solver="cg"), data=data, epochs=3)
+        model, history = trained(mode, training.plain(0.5, solver="cg"), data=data, epochs=3)
         assert {v.dtype for v in model.trainable_variables} == {"float64"}
         assert model.optimizer.damping.dtype == "float64"
         assert history["loss"][-1] < history["loss"][0]

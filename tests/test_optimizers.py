@@ -36,7 +36,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_are_those_of_gradient_descent_given_the_direction(name):
     options = {"learning_rate": 0.5} | OPTIONS[name]
-    model = compiled(network(), ng.NaturalGradient(damping=0.1, solver="gram", **options))
+    model = compiled(network(), training.plain(damping=0.1, solver="gram", **options))
     reference, sgd = network(kind=keras.Sequential), keras.optimizers.SGD(**options)
     for _ in range(4):
         model.train_on_batch(X, Y)
@@ -51,15 +51,15 @@ def test_options_are_those_of_gradient_descent_given_the_direction(name):
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("plain", "callable")])
 def test_options_have_an_effect(name):
-    reference, _ = trained(optimizer=ng.NaturalGradient(0.5))
-    model, _ = trained(optimizer=ng.NaturalGradient(**{"learning_rate": 0.5} | OPTIONS[name]))
+    reference, _ = trained(optimizer=training.plain(0.5))
+    model, _ = trained(optimizer=training.plain(**{"learning_rate": 0.5} | OPTIONS[name]))
     assert not training.same_weights(model.get_weights(), reference.get_weights())
 
 
 @pytest.mark.parametrize("rate", [1, np.float32(1.0), np.int64(1)])
 def test_a_learning_rate_may_be_any_number(rate):
-    model, _ = trained(optimizer=ng.NaturalGradient(rate))
-    reference, _ = trained(optimizer=ng.NaturalGradient(1.0))
+    model, _ = trained(optimizer=training.plain(rate))
+    reference, _ = trained(optimizer=training.plain(1.0))
     assert float(model.optimizer.learning_rate) == 1.0
     assert training.same_weights(model.get_weights(), reference.get_weights())
 
@@ -95,7 +95,7 @@ def test_assigning_the_learning_rate_takes_effect_without_a_new_trace():
 def test_embeddings_may_be_left_to_adam(kind, mode, solver, double):
     tokens, labels = np.random.default_rng(2).integers(0, 6, (12, 3)), Y
     solver = cg(1e-12) if solver == "cg" else solver
-    natural = ng.NaturalGradient(0.5, damping=0.1, solver=solver)
+    natural = training.plain(0.5, damping=0.1, solver=solver)
     adam = keras.optimizers.Adam(0.01)
     if kind == "map":
         chosen = keras.optimizers.OptimizerMap(natural, {".*embedding.*": adam})
@@ -121,7 +121,7 @@ def test_embeddings_may_be_left_to_adam(kind, mode, solver, double):
 
 
 def test_two_natural_gradients_in_one_model_are_refused():
-    chosen = keras.optimizers.OptimizerMap(ng.NaturalGradient(), {".*bias": ng.NaturalGradient()})
+    chosen = keras.optimizers.OptimizerMap(training.plain(), {".*bias": training.plain()})
     model = network()
     with pytest.raises(ValueError, match="one, which couples all"):
         fit(compiled(model, keras.optimizers.MultiOptimizer(chosen)), X, Y)
@@ -131,7 +131,7 @@ def _step_in(policy, optimizer=None, mode="graph", stack=None):
     stack = stack or (lambda: [layers.Dense(5, activation="tanh", dtype=policy), layers.Dense(3, dtype=policy)])
     keras.config.set_dtype_policy(policy)
     try:
-        model = compiled(network(stack), optimizer or ng.NaturalGradient(0.5, solver="cg"), mode=mode)
+        model = compiled(network(stack), optimizer or training.plain(0.5, solver="cg"), mode=mode)
         moved = training.changes(model, lambda: fit(model, X, Y, batch_size=12))
     finally:
         keras.config.set_dtype_policy("float32")
@@ -152,7 +152,7 @@ def test_mixed_precision_takes_the_step_of_single_precision(policy, tolerance, m
 @pytest.mark.parametrize("solver", ["cg", "gram"])
 def test_the_loss_scale_does_not_change_the_step(solver):
     def optimizer(scale):
-        inner = ng.NaturalGradient(0.5, solver=solver, clipnorm=0.4, weight_decay=0.01)
+        inner = training.plain(0.5, solver=solver, clipnorm=0.4, weight_decay=0.01)
         return keras.optimizers.LossScaleOptimizer(inner, initial_scale=scale, dynamic_growth_steps=1)
 
     models = [_step_in("mixed_float16", optimizer(2.0**power))[0] for power in (0, 8, 20)]
@@ -162,7 +162,7 @@ def test_the_loss_scale_does_not_change_the_step(solver):
 
 
 def test_a_loss_scale_factor_does_not_change_the_step():
-    moved = [_step_in("float32", ng.NaturalGradient(0.5, loss_scale_factor=factor))[1] for factor in (None, 1024.0)]
+    moved = [_step_in("float32", training.plain(0.5, loss_scale_factor=factor))[1] for factor in (None, 1024.0)]
     assert np.array_equal(*moved)
 
 
@@ -172,7 +172,7 @@ def test_weight_regularisers_enter_the_gradient(penalised, solver, double):
     x, y = batch(dtype="float64")
     stack = [layers.Dense(5, activation="tanh"), layers.Dense(3, **{penalised: keras.regularizers.L2(0.1)})]
     solver = cg(1e-12) if solver == "cg" else solver
-    model = compiled(network(stack), ng.NaturalGradient(1.0, damping=0.3, solver=solver))
+    model = compiled(network(stack), training.plain(1.0, damping=0.3, solver=solver))
     model.layers[1].bias.assign([0.5, -0.3, 0.2])
     fisher = oracle.dense_problem(model, x, y, None, "categorical")
     penalty = np.zeros_like(fisher.gradient)
@@ -199,6 +199,8 @@ SOLVERS = (
 def test_configuration_round_trip(solver):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
     options = {"clipnorm": 1.5, "weight_decay": 0.01, "use_ema": True, "ema_momentum": 0.9}
+    options |= {"momentum": 0.5, "warm_start": 0.75, "max_kl": 0.25, "fisher": "mc", "micro_batch_size": 4}
+    options |= {"line_search": ng.LineSearch(3, shrink=0.5)}
     optimizer = ng.NaturalGradient(schedule, damping=0.25, solver=solver, on_nonfinite="skip", name="mine", **options)
     optimizer.damping = 0.125
     config = keras.saving.serialize_keras_object(optimizer)
@@ -220,7 +222,14 @@ BAD = [
     ({"solver": 3}, TypeError, "`solver`"),
     ({"on_nonfinite": "ignore"}, ValueError, "one of 'raise', 'skip'"),
     ({"gradient_accumulation_steps": 4}, ValueError, "use a larger batch"),
-    ({"momentum": 0.9}, ValueError, "momentum"),
+    ({"momentum": 1.5}, ValueError, "`momentum`: received 1.5"),
+    ({"momentum": 0.9, "damping": 0.0}, ValueError, "damping"),
+    ({"damping": {"initial": -1.0}}, ValueError, "`initial`"),
+    ({"line_search": 3}, TypeError, "`line_search`"),
+    ({"line_search": {"shrink": 1.0}}, ValueError, "`shrink`"),
+    ({"fisher": "empirical"}, ValueError, "one of .exact., .mc."),
+    ({"micro_batch_size": 0}, ValueError, "`micro_batch_size`"),
+    ({"max_kl": 0.0}, ValueError, "`max_kl`"),
     ({"clipnorm": 1.0, "clipvalue": 1.0}, ValueError, "clip"),
 ]
 
@@ -228,11 +237,11 @@ BAD = [
 @pytest.mark.parametrize(("options", "error", "text"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_options_are_refused(options, error, text):
     with pytest.raises(error, match=text):
-        ng.NaturalGradient(**options)
+        training.plain(**options)
 
 
 def test_a_bad_damping_is_refused_later_too():
-    optimizer = ng.NaturalGradient(damping=0.5)
+    optimizer = training.plain(damping=0.5)
     with pytest.raises(ValueError, match="damping"):
         optimizer.damping = -1.0
     assert float(optimizer.damping) == 0.5
@@ -251,12 +260,12 @@ def test_a_learning_rate_that_is_no_longer_finite_is_never_applied():
 def test_plain_gradients_are_refused(wrapper):
     variable = keras.Variable([1.0, 2.0])
     with pytest.raises(ValueError, match="natural_gradient_model"):
-        wrapper(ng.NaturalGradient()).apply([tf.ones([2])], [variable])
+        wrapper(training.plain()).apply([tf.ones([2])], [variable])
     assert variable.numpy().tolist() == [1.0, 2.0]
 
 
 def test_state_is_kept_in_float64(double):
-    assert float(ng.NaturalGradient(damping=0.1).damping) == 0.1
+    assert float(training.plain(damping=0.1).damping) == 0.1
 
 
 def test_training_with_a_function_or_name_as_loss():
@@ -277,7 +286,7 @@ def test_cases_restore_the_precision():
 def test_max_kl_shortens_a_step_to_the_limit_and_leaves_shorter_ones_alone():
     logs, moved = {}, {}
     for limit in (None, 1e-4, 1e3):
-        model = training.compiled(training.network(), ng.NaturalGradient(0.5, damping=0.1, max_kl=limit))
+        model = training.compiled(training.network(), training.plain(0.5, damping=0.1, max_kl=limit))
         before = model.get_weights()
         logs[limit] = model.train_on_batch(*training.batch(), return_dict=True)
         moved[limit] = np.concatenate([np.ravel(a - b) for a, b in zip(model.get_weights(), before, strict=True)])

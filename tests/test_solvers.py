@@ -9,7 +9,7 @@ from oracle import difference
 
 import tf_natgrad as ng
 from tf_natgrad.operators import FactoredRhs, Fisher
-from tf_natgrad.solvers import Auto, ConjugateGradient, Gram, SVDPseudoInverse, get
+from tf_natgrad.solvers import Auto, ConjugateGradient, Gram, StopReason, SVDPseudoInverse, get
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -398,6 +398,114 @@ def test_warm_start(rng):
     assert 0 < near.info.iterations < cold.info.iterations
 
 
+def _cg_with_martens_rule(matrix, b, tolerance, x=None, inverse=1.0):
+    """The textbook's iteration with the rule of Martens (2010, section 4.4) to the letter, phi by the matrix."""
+    x = np.zeros_like(b) if x is None else x
+    r = b - matrix @ x
+    p, inner, phi = inverse * r, r @ (inverse * r), [x @ matrix @ x / 2 - b @ x]
+    for i in range(1, 10 * len(b)):
+        alpha = inner / (p @ matrix @ p)
+        x, r = x + alpha * p, r - alpha * (matrix @ p)
+        phi.append(x @ matrix @ x / 2 - b @ x)
+        k = max(10, -(-i // 10))
+        if i > k and phi[i] < 0 and (phi[i] - phi[i - k]) / phi[i] < k * tolerance:
+            return i, x
+        inner, before = r @ (inverse * r), inner
+        p = inverse * r + inner / before * p
+    raise AssertionError("the rule never applied")
+
+
+# Spectra on which rounding does not change the iterates, and tolerances.
+MARTENS = {
+    "default": (np.geomspace(1, 60, 200), 5e-4, False),
+    "a_tenth_of_the_iterations": (2.0003 - 2 * np.cos(np.pi * np.arange(1, 401) / 401), 1e-5, False),
+    "jacobi": (np.geomspace(1, 60, 200), 1e-4, True),
+}
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("name", MARTENS)
+def test_progress_rule(name, warm, mode, rng):
+    spectrum, tolerance, jacobi = MARTENS[name]
+    _, matrix = _planted(spectrum)
+    size = len(matrix)
+    if jacobi:
+        scale = np.geomspace(1, 10, size)
+        matrix = scale[:, None] * matrix * scale
+    operator = tf.linalg.LinearOperatorFullMatrix(matrix, is_self_adjoint=True)
+    b, start = rng.normal(size=size), 3 * rng.normal(size=size) if warm else None
+    inverse = 1 / np.diag(matrix) if jacobi else 1.0
+    iterations, expected = _cg_with_martens_rule(matrix, b, tolerance, start, inverse)
+    assert iterations > (100 if name.startswith("a_tenth") else 11)
+    preconditioner = "jacobi" if jacobi else None
+    solver = ConjugateGradient(1e-14, preconditioner=preconditioner, stopping="progress", progress_tolerance=tolerance)
+
+    def solve(b, *start):
+        value, info = solver.solve(operator, b, *start)
+        # The report's first field is a string, which XLA does not return.
+        return value, info.iterations, info.reason
+
+    run = solve if mode == "eager" else tf.function(solve, autograph=False, jit_compile=mode == "xla")
+    value, count, reason = run(*(tf.constant(v) for v in (b, start) if v is not None))
+    assert reason == (StopReason.PROGRESS.text if mode == "eager" else StopReason.PROGRESS)
+    assert count == iterations
+    assert difference(value, expected) < TOLERANCE
+
+
+def test_progress_rule_leaves_the_tolerance_alone_and_logs_nothing(rng, caplog):
+    operator, _ = _planted(np.geomspace(1, 1e3, 60))
+    b = rng.normal(size=60)
+    stopped = ConjugateGradient(rtol=1e-12, stopping="progress").solve(operator, b).info
+    assert not stopped.converged and stopped.reason.startswith("stopped by the progress rule")
+    assert not caplog.records
+    plain, loose = (ConjugateGradient(rtol=0.3, stopping=s).solve(operator, b) for s in ("residual", "progress"))
+    assert loose.info.converged and loose.info.reason.startswith("converged")
+    assert loose.info.iterations == plain.info.iterations
+    assert difference(loose.value, plain.value) < TOLERANCE
+
+
+def test_progress_rule_returns_the_last_iterate_though_the_residual_rose(rng):
+    _, matrix = _planted(np.linspace(1, 2, 60))
+    scale = np.geomspace(1, 1e2, 60)
+    matrix = scale[:, None] * matrix * scale
+    operator, b = tf.linalg.LinearOperatorFullMatrix(matrix, is_self_adjoint=True), scale * rng.normal(size=60)
+    for limit in range(1, 12):
+        by_residual, by_phi = (
+            ConjugateGradient(rtol=1e-12, max_iterations=limit, stopping=s).solve(operator, b).value.numpy()
+            for s in ("residual", "progress")
+        )
+        phis = [x @ matrix @ x / 2 - b @ x for x in (by_residual, by_phi)]
+        norms = [np.linalg.norm(b - matrix @ x) for x in (by_residual, by_phi)]
+        if norms[0] < norms[1]:
+            assert phis[1] < phis[0]
+            return
+    raise AssertionError("the residual never rose")
+
+
+@pytest.mark.parametrize("stopping", ["residual", "progress"])
+def test_progress_and_residual_survive_a_singular_matrix_in_single_precision(stopping):
+    problem = cases.singular_digits(dtype="float32", hidden=(8, 6))
+    rhs = problem.fisher.factor_transpose_matvec(problem.rhs.u)
+    solver = ConjugateGradient(rtol=1e-12, stopping=stopping, progress_tolerance=1e-12)
+    solution = solver.solve(problem.fisher, rhs)
+    assert solution.info.relative_residual < 1e-2 and np.isfinite(solution.value).all()
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("stopping", ["residual", "progress"])
+def test_residual_product_completes_the_quadratic(stopping, warm, singular, rng):
+    problem = singular("mlp")
+    start = rng.normal(size=problem.size) if warm else None
+    solver = ConjugateGradient(max_iterations=4, stopping=stopping)
+    value, info = solver.solve(problem.fisher.damped(DAMPING), problem.rhs, start)
+    product = float(problem.oracle.gradient @ value.numpy())
+    quadratic = info.quadratic_form + DAMPING * float(value.numpy() @ value.numpy())
+    assert quadratic + info.residual_product == pytest.approx(product, rel=TOLERANCE)
+    scale = 1e-3 * info.residual * np.linalg.norm(value)
+    assert (abs(info.residual_product) > scale) == warm
+
+
 def test_cg_is_deterministic(singular):
     problem = singular("mlp")
     first, second = (_solvers()["cg"].solve(problem.fisher.damped(DAMPING), problem.rhs) for _ in range(2))
@@ -480,6 +588,8 @@ def test_operator_that_is_not_symmetric_is_refused():
         ({"max_iterations": 0}, ValueError),
         ({"max_iterations": 1.5}, TypeError),
         ({"patience": 0}, ValueError),
+        ({"stopping": "phi"}, ValueError),
+        ({"progress_tolerance": 0.0}, ValueError),
         ({"preconditioner": 3}, TypeError),
         ({"preconditioner": "ilu"}, TypeError),
     ],
@@ -572,6 +682,11 @@ def test_get(name, cls):
     assert get(name) == cls()
     assert get(cls()) == cls()
     assert get(ng.solvers.to_config(cls())) == cls()
+
+
+def test_configuration_of_the_progress_rule():
+    solver = ConjugateGradient(stopping="progress", progress_tolerance=1e-3, preconditioner="jacobi")
+    assert get(ng.solvers.to_config(solver)) == solver != ConjugateGradient(preconditioner="jacobi")
 
 
 def test_get_refuses_what_it_does_not_know():

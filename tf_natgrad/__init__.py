@@ -1,7 +1,8 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
-from tf_natgrad import distributions, operators, parameters, rl, solvers, spectrum
+from tf_natgrad import callbacks, distributions, operators, parameters, rl, solvers, spectrum
 from tf_natgrad._direction import natural_gradient
+from tf_natgrad.fisher_scoring import fisher_scoring
 from tf_natgrad.models import (
     NaturalGradientMixin,
     NaturalGradientModel,
@@ -9,15 +10,20 @@ from tf_natgrad.models import (
     natural_gradient_model,
 )
 from tf_natgrad.optimizers import NaturalGradient
+from tf_natgrad.step import LevenbergMarquardt, LineSearch
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "LevenbergMarquardt",
+    "LineSearch",
     "NaturalGradient",
     "NaturalGradientMixin",
     "NaturalGradientModel",
     "NaturalGradientSequential",
+    "callbacks",
     "distributions",
+    "fisher_scoring",
     "natural_gradient",
     "natural_gradient_model",
     "operators",

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import likelihood_of
-from tf_natgrad.operators import FactoredRhs, Fisher
+from tf_natgrad.operators import Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver, get
 from tf_natgrad.solvers._base import readable
@@ -21,16 +21,32 @@ class BatchDirection(NamedTuple):
     """What one batch gives.
 
     Attributes:
-        value: the direction `(F + damping I)^-1 g`, `[n]`.
+        value: the direction `d = (F + damping I)^-1 (g + damping shift)`, `[n]`.
         info: the solver's report.
-        fisher: the Fisher of the batch, with the outputs of the forward pass.
-        loss: the data loss, a scalar (for a squared error, up to a constant).
+        fisher: the Fisher of the batch.
+        slope: `g^T d`, a scalar.
+        quadratic_form: `d^T F d`, a scalar, with the exact Fisher (of micro-batches, with the one that was solved for).
+        curvature: `d^T (F + damping I) d`, a scalar.
     """
 
     value: tf.Tensor
     info: Any
     fisher: Fisher
-    loss: tf.Tensor
+    slope: tf.Tensor
+    quadratic_form: tf.Tensor
+    curvature: tf.Tensor
+
+    def predicted_decrease(self, scale: tf.Tensor) -> tf.Tensor:
+        """The decrease of the loss that its damped quadratic model predicts for a step of `-scale d`.
+
+        Args:
+            scale: a scalar.
+
+        Returns:
+            A scalar.
+        """
+        scale = tf.cast(scale, self.slope.dtype)
+        return scale * self.slope - 0.5 * tf.square(scale) * self.curvature
 
 
 def batch_direction(
@@ -44,10 +60,17 @@ def batch_direction(
     solver: Solver,
     training: bool,
     variables: Sequence[keras.Variable] | None = None,
+    kind: str = "exact",
+    seed: int | tf.Tensor = 0,
+    micro_batch_size: int | None = None,
+    shift: tf.Tensor | None = None,
+    x0: tf.Tensor | None = None,
 ) -> BatchDirection:
     """One forward pass, and the natural gradient of its loss, eagerly or inside a trace.
 
-    The gradients of the model's weight regularisers enter the right-hand side, not the Fisher.
+    The gradients of the model's weight regularisers enter the right-hand side, not the Fisher. The direction that a
+    Monte-Carlo Fisher gives is scaled to the minimum of the damped quadratic model with the exact one (Martens and
+    Grosse 2015, section 6.4): what few samples do not see it would take too large a step along.
 
     Args:
         model: a Keras model.
@@ -59,6 +82,11 @@ def batch_direction(
         solver: a solver.
         training: the mode in which the model is called.
         variables: those that the direction is about; by default all trainable ones.
+        kind: of the Fisher, `"exact"` or `"mc"`.
+        seed: of the labels of `"mc"`.
+        micro_batch_size: see `Fisher`.
+        shift: `[n]`, where the damping pulls the direction to, or `None` for zero.
+        x0: `[n]`, where an iterative solver starts, or `None` for zero.
 
     Returns:
         A `BatchDirection`.
@@ -66,15 +94,38 @@ def batch_direction(
     Raises:
         ValueError: if an argument does not fit.
     """
-    fisher = Fisher(model, loss, x, sample_weight=sample_weight, training=training, variables=variables)
+    fisher = Fisher(
+        model,
+        loss,
+        (x, y) if sample_weight is None else (x, y, sample_weight),
+        kind=kind,
+        seed=seed,
+        training=training,
+        variables=variables,
+        micro_batch_size=micro_batch_size,
+    )
     _refuse_activity_losses(model)
-    rhs = fisher.loss_gradient(y)
+    rhs = fisher.loss_gradient()
     penalty = penalty_gradient(fisher.flat_parameters)
     if penalty is not None:
-        rhs = FactoredRhs(rhs.u, rhs.shift, penalty if rhs.rest is None else rhs.rest + penalty)
+        rhs = rhs._replace(rest=penalty if rhs.rest is None else rhs.rest + penalty)
+    rhs = rhs._replace(shift=shift)
     undamped = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
-    solution = solver.solve(fisher if undamped else fisher.damped(damping), rhs)
-    return BatchDirection(solution.value, solution.info, fisher, fisher.loss(y))
+    operator = fisher if undamped else fisher.damped(damping)
+    d, info = solver.solve(operator, rhs, x0)
+    damping = 0.0 if undamped else operator.damping
+    square = damping * tf.reduce_sum(tf.square(d))
+    form = tf.cast(info.quadratic_form, d.dtype)
+    # (F + damping I) d = g + damping shift - residual.
+    slope = form + square + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
+    if shift is not None:
+        slope -= damping * tf.reduce_sum(shift * d)
+    if kind == "mc" and micro_batch_size is None:
+        form = fisher.exact_quadratic_form(d)
+        # Downhill, to the minimum of the quadratic model with the exact Fisher.
+        best = tf.where(slope > 0, tf.math.divide_no_nan(slope, form + square), tf.ones_like(slope))
+        d, slope, form, square = best * d, best * slope, tf.square(best) * form, tf.square(best) * square
+    return BatchDirection(d, info, fisher, slope, form, form + square)
 
 
 @tf.autograph.experimental.do_not_convert

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -11,9 +12,10 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood, likelihood_of
-from tf_natgrad.linearize import ensure_built
+from tf_natgrad.linearize import call_model, ensure_built
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.parameters import FlatParameters
+from tf_natgrad.step import StepReport, kl_radius, take
 
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
 _FAR = 1.0
@@ -74,31 +76,20 @@ class NaturalGradientMixin:
         # A forward pass that is not finite spoils the statistics of BatchNorm: they are put back after it.
         statistics = [v for v in self.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
         before = [(v, tf.convert_to_tensor(v.value)) for v in statistics]
+        damping = tf.convert_to_tensor(natural.damping.value)
         with _checks.collected(finite_only_collected=True) as conditions:
-            result = batch_direction(
-                self,
-                self._likelihood(),
-                x,
-                y,
-                sample_weight,
-                damping=natural.damping.value,
-                solver=natural.solver,
-                training=True,
-                variables=self._natural_variables(natural),
-            )
-        outputs = result.fisher.outputs
+            step = self._plan_step(natural, damping, x, y, sample_weight)
+        outputs = step.outputs
         # After the checks: Keras's loss fails in its own words on labels out of range.
         with tf.control_dependencies(conditions):
-            loss = self.compute_loss(x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=True)
-        report = _report(result.info, natural.learning_rate)
-        if natural.max_kl is not None:
-            kl = report["kl"]
-            shrink = tf.where(kl > natural.max_kl, tf.sqrt(tf.math.divide_no_nan(natural.max_kl, kl)), tf.ones_like(kl))
-            result = result._replace(value=result.value * tf.cast(shrink, result.value.dtype))
-            report["kl"] *= tf.square(shrink)
-        updates = self._updates(result, y)
-        finite = _checks.is_finite(loss, tf.convert_to_tensor(natural.learning_rate), *updates)
-        sound = self._take_step(natural, updates, before, tf.reduce_all(tf.stack([finite, *conditions])))
+            loss = self.compute_loss(
+                x=x, y=y, y_pred=outputs, sample_weight=sample_weight, training=natural.micro_batch_size is None
+            )
+        updates = self._updates(step.direction, y)
+        finite = _checks.is_finite(loss, step.rate, *updates)
+        sound, logs = self._take_step(
+            natural, step, updates, loss, before, tf.reduce_all(tf.stack([finite, *conditions]))
+        )
         if natural.on_nonfinite == "raise":
             with tf.control_dependencies([sound]):
                 _refuse_nonfinite(x, y, finite)
@@ -107,8 +98,7 @@ class NaturalGradientMixin:
         tracker.update_state(
             tf.where(sound, loss, tf.zeros_like(loss)), sample_weight=tf.where(sound, tf.shape(outputs)[0], 0)
         )
-        logs = {"damping": tf.convert_to_tensor(natural.damping.value), **report}
-        logs["kl"] = tf.where(sound, logs["kl"], tf.zeros_like(logs["kl"]))
+        logs = {"damping": damping, **_size_of_solve(step.direction.info), **logs}
         if natural.on_nonfinite == "skip":
             logs["skipped_steps"] = tf.convert_to_tensor(natural.skipped_steps.value)
         return {**logs, **self.compute_metrics(x, y, outputs, sample_weight=sample_weight)}
@@ -179,13 +169,65 @@ class NaturalGradientMixin:
         own = {id(v) for v in natural._trainable_variables}
         return [v for v in self.trainable_variables if id(v) in own]
 
-    def _updates(self, result: BatchDirection, y: Any) -> list[tf.Tensor]:
+    def _plan_step(self, natural: NaturalGradient, damping: tf.Tensor, x: Any, y: Any, sample_weight: Any) -> _Step:
+        """The direction of a batch, and how far along it to go."""
+        likelihood = self._likelihood()
+        variables = self._natural_variables(natural)
+        in_parts = natural.micro_batch_size is not None
+        if in_parts:
+            _refuse_training_mode(self)
+        last = None
+        if natural.last_direction:
+            flat = FlatParameters(variables)
+            last = flat.flatten([natural.last_direction[natural._get_variable_index(v)].value for v in variables])
+
+        def times(factor: keras.Variable | None) -> tf.Tensor | None:
+            return None if factor is None else tf.cast(factor.value, last.dtype) * last
+
+        direction = batch_direction(
+            self,
+            likelihood,
+            x,
+            y,
+            sample_weight,
+            damping=damping,
+            solver=natural.solver,
+            training=not in_parts,
+            variables=variables,
+            kind=natural.fisher,
+            seed=tf.cast(natural.iterations.value, tf.int32),
+            micro_batch_size=natural.micro_batch_size,
+            shift=times(natural.momentum),
+            x0=times(natural.warm_start),
+        )
+        outputs = call_model(self, x, training=False) if in_parts else direction.fisher.outputs
+        if in_parts:
+            # Labels are looked at once more outside of the loop over the parts, where `collected` can see it.
+            likelihood.targets(y, likelihood.distribution(outputs))
+        rate = tf.convert_to_tensor(natural.learning_rate)
+        form = tf.cast(direction.quadratic_form, rate.dtype)
+        shrink = tf.ones([], rate.dtype)
+        if natural.max_kl is not None:
+            shrink = tf.minimum(shrink, tf.math.divide_no_nan(kl_radius(form, natural.max_kl.value), rate))
+        return _Step(
+            model=self,
+            direction=direction,
+            x=x,
+            y=y,
+            sample_weight=sample_weight,
+            outputs=outputs,
+            shrink=shrink,
+            rate=rate,
+            kl_predicted=0.5 * tf.square(rate * shrink) * form,
+        )
+
+    def _updates(self, direction: BatchDirection, y: Any) -> list[tf.Tensor]:
         """One per trainable variable: its part of the direction, or its gradient where another optimizer has it."""
-        flat = result.fisher.flat_parameters
-        updates = {id(v): d for v, d in zip(flat.variables, flat.unflatten(result.value), strict=True)}
+        flat = direction.fisher.flat_parameters
+        updates = {id(v): d for v, d in zip(flat.variables, flat.unflatten(direction.value), strict=True)}
         others = [v for v in self.trainable_variables if id(v) not in updates]
         if others:
-            gradients = result.fisher.plain_gradient(y, others)
+            gradients = direction.fisher.plain_gradient(y, others)
             penalty = penalty_gradient(FlatParameters(others))
             if penalty is not None:
                 parts = FlatParameters(others).unflatten(penalty)
@@ -196,25 +238,130 @@ class NaturalGradientMixin:
     def _take_step(
         self,
         natural: NaturalGradient,
+        step: _Step,
         updates: list[tf.Tensor],
+        loss: tf.Tensor,
         before: list[tuple[keras.Variable, tf.Tensor]],
         sound: tf.Tensor,
-    ) -> tf.Tensor:
-        """Applies the updates if the batch is sound; else leaves the model as it was, and counts. Returns `sound`."""
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """Takes the step if the batch is sound; else leaves the model as it was, and counts.
 
-        def apply() -> tf.Tensor:
+        Returns:
+            `sound`, and what the log shows of the step.
+        """
+        own = {id(v) for v in step.direction.fisher.flat_parameters.variables}
+        moved = [*self.trainable_variables, *self.optimizer.variables]
+
+        def move(scale: tf.Tensor) -> None:
+            factor = scale * tf.cast(step.shrink, scale.dtype)
+            scaled = [
+                update * tf.cast(factor, update.dtype) if id(variable) in own else update
+                for update, variable in zip(updates, self.trainable_variables, strict=True)
+            ]
             # A wrapper that scales losses divides by its scale what it is given.
-            scaled = [self.optimizer.scale_loss(update) for update in updates]
+            scaled = [self.optimizer.scale_loss(update) for update in scaled]
             natural.apply_direction(scaled, self.trainable_variables, through=self.optimizer)
-            return tf.constant(True)
 
-        def skip() -> tf.Tensor:
+        def apply() -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+            number = tf.identity(natural.iterations.value)
+            if natural.line_search is not None:
+                limit = None if natural.max_kl is None else natural.max_kl.value
+                report = natural.line_search.run(step, move, moved, max_kl=limit, start=loss)
+            elif natural.adaptation is not None:
+                report = take(step, move, start=loss)
+            else:
+                move(tf.ones([], step.rate.dtype))
+                report = None
+            accepted = tf.constant(True) if report is None else report.accepted
+            for slot, update in self._slots(natural, updates):
+                slot.assign(tf.where(accepted, tf.cast(update, slot.dtype), tf.zeros_like(slot.value)))
+            natural.rejected_steps.assign_add(tf.cast(~accepted, natural.rejected_steps.dtype))
+            if natural.adaptation is not None:
+                natural.damping.assign(natural.adaptation.after(natural.damping.value, number, report))
+            return tf.constant(True), step.logs(report)
+
+        def skip() -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
             for variable, value in before:
                 variable.assign(value)
             natural.skipped_steps.assign_add(1)
-            return tf.constant(False)
+            return tf.constant(False), tf.nest.map_structure(tf.zeros_like, step.logs(nothing))
 
-        return tf.cond(sound, apply, skip)
+        judged = natural.line_search is not None or natural.adaptation is not None
+        nothing = StepReport(*[tf.zeros([], loss.dtype)] * len(StepReport._fields)) if judged else None
+        sound, logs = tf.cond(sound, apply, skip)
+        if natural.line_search is not None:
+            logs["rejected_steps"] = tf.convert_to_tensor(natural.rejected_steps.value)
+        return sound, logs
+
+    def _slots(self, natural: NaturalGradient, updates: list[tf.Tensor]) -> Iterator[tuple[keras.Variable, tf.Tensor]]:
+        """Where the optimizer keeps the last direction, with the direction to keep."""
+        if natural.last_direction:
+            for variable, update in zip(self.trainable_variables, updates, strict=True):
+                if natural._var_key(variable) in natural._trainable_variables_indices:
+                    yield natural.last_direction[natural._get_variable_index(variable)], update
+
+
+@dataclasses.dataclass
+class _Step:
+    """A planned step and what it is judged by: the loss of its batch, with the dropout masks of its forward pass.
+
+    Attributes:
+        model: the model.
+        direction: of the batch.
+        x: the inputs.
+        y: the labels.
+        sample_weight: the weights, or `None`.
+        outputs: of the model, before the step.
+        shrink: the factor by which `max_kl` shortens the step.
+        rate: the learning rate.
+        kl_predicted: the KL divergence that the shortened step is predicted to cause, in nats.
+    """
+
+    model: Any
+    direction: BatchDirection
+    x: Any
+    y: Any
+    sample_weight: Any
+    outputs: tf.Tensor
+    shrink: tf.Tensor
+    rate: tf.Tensor
+    kl_predicted: tf.Tensor
+    _now: tf.Tensor | None = None
+
+    def loss(self) -> tf.Tensor:
+        """The loss of the batch, regularisers included, at the weights of the moment."""
+        batch = self.direction.fisher.batch_or_none
+        training = batch is not None
+        # Regularisers read their variables from the scope.
+        state = [(v, tf.convert_to_tensor(v.value)) for v in self.model.trainable_variables]
+        if training:
+            moved = {id(v) for v, _ in state}
+            state += [(v, value) for v, value in batch.snapshot if id(v) not in moved]
+        with keras.StatelessScope(state_mapping=state):
+            self._now = call_model(self.model, self.x, training)
+            return self.model.compute_loss(
+                x=self.x, y=self.y, y_pred=self._now, sample_weight=self.sample_weight, training=training
+            )
+
+    def kl(self) -> tf.Tensor:
+        """`KL(before || now)`, weighted as the loss is, in nats."""
+        likelihood = self.model._likelihood()
+        pd = likelihood.distribution(self.outputs)
+        weights = likelihood.weights(self.outputs, pd, self.sample_weight)
+        kl = pd.kl(likelihood.distribution(self._now))
+        return tf.reduce_sum(tf.cast(weights, kl.dtype) * kl)
+
+    def predicted(self, scale: tf.Tensor) -> tf.Tensor:
+        """The decrease that the damped quadratic model predicts, before clipping and weight decay."""
+        return self.direction.predicted_decrease(scale * tf.cast(self.rate * self.shrink, scale.dtype))
+
+    def logs(self, report: StepReport | None) -> dict[str, tf.Tensor]:
+        """What the log shows of the step: predicted, and measured where it was judged."""
+        if report is None:
+            return {"kl": self.kl_predicted}
+        names = ("predicted_decrease", "actual_decrease", "reduction_ratio", "kl")
+        logs = {name: getattr(report, name) for name in names}
+        return logs | {"step_scale": report.scale * tf.cast(self.shrink, report.scale.dtype)}
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -272,11 +419,27 @@ def natural_gradient_model(model: keras.Model) -> NaturalGradientModel:
     return NaturalGradientModel(single(inputs), single(outputs), name=model.name)
 
 
-def _report(info: Any, learning_rate: tf.Tensor) -> dict[str, tf.Tensor]:
-    """What the fit log shows of a step: rank or iterations, and the KL that the step is predicted to move."""
-    logs = {name: getattr(info, name) for name in ("rank", "iterations") if hasattr(info, name)}
-    rate = tf.convert_to_tensor(learning_rate)
-    return logs | {"kl": 0.5 * tf.square(rate) * tf.cast(info.quadratic_form, rate.dtype)}
+def _size_of_solve(info: Any) -> dict[str, tf.Tensor]:
+    return {name: getattr(info, name) for name in ("rank", "iterations") if hasattr(info, name)}
+
+
+def _refuse_training_mode(model: keras.Model) -> None:
+    """Refuses micro-batches for a model that would have to be called in training mode."""
+    stateful = [
+        layer.name
+        for layer in model._flatten_layers(include_self=False)
+        if layer.trainable and (layer._non_trainable_variables or getattr(layer, "seed_generator", None) is not None)
+    ]
+    if stateful:
+        raise ValueError(
+            _checks.message(
+                "micro_batch_size",
+                f"a number, for a model with {', '.join(stateful)}",
+                "None, for layers that behave otherwise in training",
+                "Each product calls the model again, where dropout and BatchNormalization would not give a matrix; "
+                "freeze or leave out these layers, or use a smaller batch.",
+            )
+        )
 
 
 def _refuse_nonfinite(x: Any, y: Any, finite: tf.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad.solvers import Solver, get, to_config
+from tf_natgrad.step import LevenbergMarquardt, LineSearch
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -21,10 +23,14 @@ class NaturalGradient(keras.optimizers.Optimizer):
     the model: compile it into a `NaturalGradientModel` (or what `natural_gradient_model` returns). A stock Keras
     model gives its optimizer plain gradients, which this one refuses.
 
+    By default the damping adapts itself, a step is shortened to a KL divergence of 0.1 nats, and the loss of the batch
+    is evaluated once more after the step, which is shortened or taken back where that rose. The plain update, each step
+    whole and of one damping, is `NaturalGradient(0.7, damping=0.1, max_kl=None, line_search=None)`.
+
     >>> import keras, numpy as np, tf_natgrad as ng
     >>> model = ng.natural_gradient_model(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    >>> model.compile(ng.NaturalGradient(0.7, damping=0.1), loss)
+    >>> model.compile(ng.NaturalGradient(), loss)
     >>> history = model.fit(np.eye(3), np.array([0, 1, 1]), epochs=3, verbose=0)
     >>> history.history["loss"][-1] < history.history["loss"][0]
     True
@@ -32,11 +38,22 @@ class NaturalGradient(keras.optimizers.Optimizer):
     Args:
         learning_rate: a number, a `keras.optimizers.schedules.LearningRateSchedule` or a callable. With a damping
             like the default's, 0.1 to 1.
-        damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. A tracked variable: assign
-            to `optimizer.damping` at any time.
+        damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. Or a `LevenbergMarquardt`,
+            which adapts it. A tracked variable in either case: assign to `optimizer.damping` at any time.
         solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, or a solver of `tf_natgrad.solvers`.
+        fisher: `"exact"`, or `"mc"`: one label per example is drawn from the model at each step. The Gram matrix is
+            then of the size of the batch, whatever the number of outputs. The direction is scaled to the minimum of the
+            damped quadratic model with the exact Fisher, which takes one more product with the Jacobian.
+        momentum: the multiple `mu` of the last direction `d` towards which the damping pulls:
+            `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping.
+        warm_start: the multiple of the last direction from which conjugate gradients start; other solvers ignore it.
         max_kl: the KL divergence, in nats, that a step may be predicted to move the model's predictions; a longer step
-            is shortened to it. `None` for no limit. 0.1 tames the first steps of networks with BatchNorm and dropout.
+            is shortened to it. With a line search the measured divergence is held to it as well. `None` for no limit.
+        line_search: a `LineSearch`, which evaluates the loss of the batch after the step, shortens a step that does not
+            lower it, and takes back (weights and optimizer state, bit for bit) one that cannot be mended; those are
+            counted in `optimizer.rejected_steps`. `None` takes each step.
+        micro_batch_size: examples that are linearised at once, where a batch does not fit in memory. The solver is then
+            conjugate gradients, and the model may not have layers that behave otherwise in training.
         on_nonfinite: `"raise"` (an error, weights unchanged) or `"skip"` (the step is left out and counted in
             `optimizer.skipped_steps`) where a loss or direction is not finite.
         name: the optimizer's name.
@@ -49,21 +66,45 @@ class NaturalGradient(keras.optimizers.Optimizer):
 
     References:
         S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998), theorem 1.
+        G. Goldshlager, N. Abrahamsen, L. Lin, "A Kaczmarz-inspired approach to accelerate the optimization of neural
+        network wavefunctions", J. Comput. Phys. 516 (2024), algorithm 1 (`momentum`).
+        J. Martens, "Deep learning via Hessian-free optimization", ICML (2010), section 4 (`warm_start`).
     """
 
     def __init__(
         self,
         learning_rate: Any = 0.7,
-        damping: float = 0.1,
+        damping: float | LevenbergMarquardt | dict = LevenbergMarquardt(),
         solver: str | Solver | dict = "auto",
-        max_kl: float | None = None,
+        fisher: str = "exact",
+        momentum: float = 0.0,
+        warm_start: float = 0.0,
+        max_kl: float | None = 0.1,
+        line_search: LineSearch | dict | None = LineSearch(),
+        micro_batch_size: int | None = None,
         on_nonfinite: str = "raise",
         name: str = "natural_gradient",
         **kwargs: Any,
     ):
-        _checks.check_number("damping", damping, minimum=0.0)
+        adaptation = None
+        if not isinstance(damping, numbers.Real):
+            adaptation = _option("damping", damping, LevenbergMarquardt)
+            damping = adaptation.initial
+        for option, value in (("damping", damping), ("momentum", momentum), ("warm_start", warm_start)):
+            _checks.check_number(option, value, minimum=0.0)
+        if momentum >= 1.0:
+            raise ValueError(_checks.message("momentum", momentum, "a number below 1"))
+        if momentum and not damping:
+            raise ValueError(
+                _checks.message(
+                    "momentum", momentum, "0 without damping", "Set a `damping` above 0: momentum acts by it."
+                )
+            )
         if max_kl is not None:
             _checks.check_number("max_kl", max_kl, minimum=0.0, exclusive=True)
+        if micro_batch_size is not None:
+            _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
+        _checks.check_choice("fisher", fisher, ("exact", "mc"))
         _checks.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         if kwargs.get("gradient_accumulation_steps"):
             raise ValueError(
@@ -78,14 +119,36 @@ class NaturalGradient(keras.optimizers.Optimizer):
             _checks.check_number("learning_rate", learning_rate, minimum=0.0)
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.adaptation = adaptation
         self.solver = get(solver)
-        self.max_kl = max_kl
+        self.fisher = fisher
+        self.line_search = _option("line_search", line_search, LineSearch) if line_search is not None else None
+        self.micro_batch_size = micro_batch_size
         self.on_nonfinite = on_nonfinite
-        self._damping = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name="damping")
-        # Keras's `Constant` would round to float32.
-        self._damping.assign(damping)
+        self._damping = self._add_number("damping", damping)
+        self._momentum = self._add_number("momentum", momentum) if momentum else None
+        self._warm_start = self._add_number("warm_start", warm_start) if warm_start else None
+        self._max_kl = None if max_kl is None else self._add_number("max_kl", max_kl)
         self._skipped_steps = self.add_variable((), initializer="zeros", dtype="int32", name="skipped_steps")
+        self._rejected_steps = self.add_variable((), initializer="zeros", dtype="int32", name="rejected_steps")
+        self._last_direction: list[keras.Variable] = []
         self._takes_direction = False
+
+    def _add_number(self, name: str, value: float) -> keras.Variable:
+        variable = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name=name)
+        # Keras's `Constant` would round to float32.
+        variable.assign(value)
+        return variable
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes the state: with momentum or a warm start, the last direction.
+
+        Args:
+            variables: the trainable variables.
+        """
+        if not self.built and (self._momentum is not None or self._warm_start is not None):
+            self._last_direction = self.add_optimizer_variables(variables, "last_direction")
+        super().build(variables)
 
     @property
     def damping(self) -> keras.Variable:
@@ -96,6 +159,31 @@ class NaturalGradient(keras.optimizers.Optimizer):
     def damping(self, value: float) -> None:
         _checks.check_number("damping", value, minimum=0.0)
         self._damping.assign(value)
+
+    @property
+    def momentum(self) -> keras.Variable | None:
+        """The momentum, a scalar variable, or `None`."""
+        return self._momentum
+
+    @property
+    def warm_start(self) -> keras.Variable | None:
+        """The multiple of the last direction from which the solver starts, a scalar variable, or `None`."""
+        return self._warm_start
+
+    @property
+    def max_kl(self) -> keras.Variable | None:
+        """The limit of a step's KL divergence in nats, a scalar variable, or `None`."""
+        return self._max_kl
+
+    @property
+    def last_direction(self) -> list[keras.Variable]:
+        """The direction of the last step, one variable per weight; empty without momentum and warm start."""
+        return self._last_direction
+
+    @property
+    def rejected_steps(self) -> keras.Variable:
+        """How many steps the line search took back, a scalar integer variable."""
+        return self._rejected_steps
 
     @property
     def skipped_steps(self) -> keras.Variable:
@@ -153,11 +241,26 @@ class NaturalGradient(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, the solver serialised, the damping as it is now."""
         return super().get_config() | {
-            "damping": float(self._damping),
+            "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
             "solver": to_config(self.solver),
-            "max_kl": self.max_kl,
+            "fisher": self.fisher,
+            "momentum": 0.0 if self._momentum is None else float(self._momentum),
+            "warm_start": 0.0 if self._warm_start is None else float(self._warm_start),
+            "max_kl": None if self._max_kl is None else float(self._max_kl),
+            "line_search": dataclasses.asdict(self.line_search) if self.line_search else None,
+            "micro_batch_size": self.micro_batch_size,
             "on_nonfinite": self.on_nonfinite,
         }
+
+
+def _option(argument: str, value: Any, kind: type) -> Any:
+    """An object of a class, from itself or from its fields as a saved model has them."""
+    if isinstance(value, dict):
+        return kind(**value)
+    if not isinstance(value, kind):
+        expected = f"a `{kind.__name__}`" + (" or a number >= 0" if argument == "damping" else " or `None`")
+        raise TypeError(_checks.message(argument, f"{value!r} ({type(value).__name__})", expected))
+    return value
 
 
 __all__ = ["NaturalGradient"]

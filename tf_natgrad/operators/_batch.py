@@ -251,9 +251,9 @@ class DataSet:
                 )
             )
         self.batches = len(first)
-        self._weighted_by_examples = reduction != "sum"
-        self._by_weight = reduction == "mean_with_sample_weight"
-        self._total = sum(weight if self._by_weight else count for count, weight, _ in first)
+        self._reduction = reduction
+        by_weight = reduction == "mean_with_sample_weight"
+        self._total = sum(weight if by_weight else count for count, weight, _ in first)
 
     @staticmethod
     def _fingerprint(batch: Any) -> tuple[int, float, tuple]:
@@ -266,14 +266,6 @@ class DataSet:
             if t is not None and np.asarray(t).dtype.kind in "fiub"
         )
         return examples, weight, content
-
-    def _share(self, x: Any, sample_weight: Any, dtype: tf.DType) -> tf.Tensor:
-        if not self._weighted_by_examples:
-            return tf.ones([], dtype)
-        examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
-        if self._by_weight and sample_weight is not None:
-            examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
-        return examples / tf.constant(self._total, dtype)
 
     def sum(
         self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
@@ -294,7 +286,8 @@ class DataSet:
         """
 
         def term(x, y, sample_weight, index, *operands):
-            return self._share(x, sample_weight, initial.dtype) * function(x, y, sample_weight, index, *operands)
+            share = _share(x, sample_weight, self._reduction, self._total, initial.dtype)
+            return share * function(x, y, sample_weight, index, *operands)
 
         if tf.executing_eagerly():
             term = compiled(term)
@@ -322,4 +315,86 @@ class DataSet:
         return total
 
 
-__all__ = ["Batch", "DataSet", "check_inputs", "run_batch", "unpack"]
+class MicroBatches:
+    """One batch in pieces, for curvature whose record of the whole batch would not fit in memory.
+
+    Args:
+        x: the inputs.
+        y: the labels, or `None`.
+        sample_weight: the examples' weights, or `None`.
+        size: examples in a piece; the last one may have fewer.
+        reduction: Keras's name of how losses are summed up.
+    """
+
+    progress = False
+
+    def __init__(self, x: Any, y: Any, sample_weight: Any, size: int, reduction: str):
+        check_inputs(x)
+        self._data = (x, y, None if sample_weight is None else tf.convert_to_tensor(sample_weight))
+        self._size = size
+        self._reduction = reduction
+
+    def sum(
+        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
+    ) -> tf.Tensor:
+        """The sum over the pieces; see `DataSet.sum`."""
+        x, _, sample_weight = self._data
+        by_weight = self._reduction == "mean_with_sample_weight" and sample_weight is not None
+        first = tf.nest.flatten(x)[0]
+        examples = first.shape[0]
+        total = tf.reduce_sum(tf.cast(sample_weight, initial.dtype)) if by_weight else tf.shape(first)[0]
+
+        def term(x, y, sample_weight, index, total, *operands):
+            share = _share(x, sample_weight, self._reduction, total, initial.dtype)
+            # Conditions of a loop's body cannot leave it; that the inputs are finite was looked at before.
+            with _checks.collected(finite_only_collected=True):
+                return share * function(x, y, sample_weight, index, *operands)
+
+        term = compiled(term) if tf.executing_eagerly() else term
+
+        def piece(start: tf.Tensor, size: int | tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+            def cut(tensor: tf.Tensor) -> tf.Tensor:
+                part = tf.slice(
+                    tensor,
+                    tf.concat([[start], tf.zeros([tf.rank(tensor) - 1], tf.int32)], 0),
+                    tf.concat([[size], tf.shape(tensor)[1:]], 0),
+                )
+                return tf.ensure_shape(part, [size if isinstance(size, int) else None, *tensor.shape[1:]])
+
+            data = [None if part is None else tf.nest.map_structure(cut, part) for part in self._data]
+            return term(*data, index, total, *operands)
+
+        if examples is None:
+            # A whole number of pieces is not known to TensorFlow: the last one is cut to what there is.
+            count = tf.shape(first)[0]
+            pieces, rest = -(-count // self._size), 0
+        else:
+            count = examples
+            pieces, rest = divmod(examples, self._size)
+
+        def body(index: tf.Tensor, so_far: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            start = index * self._size
+            size = self._size if examples is not None else tf.minimum(self._size, count - start)
+            return index + 1, tf.ensure_shape(so_far + piece(start, size, index), initial.shape)
+
+        result = initial
+        if examples is None or pieces:
+            _, result = tf.while_loop(
+                lambda index, _: index < pieces, body, (tf.constant(0), initial), parallel_iterations=1
+            )
+        if rest:
+            result += piece(tf.constant(pieces * self._size), rest, tf.constant(pieces))
+        return result
+
+
+def _share(x: Any, sample_weight: Any, reduction: str, total: TensorLike, dtype: tf.DType) -> tf.Tensor:
+    """The weight of a part's mean loss in that of the whole; `total` counts the whole as the reduction does."""
+    if reduction == "sum":
+        return tf.ones([], dtype)
+    examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
+    if reduction == "mean_with_sample_weight" and sample_weight is not None:
+        examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
+    return examples / tf.cast(total, dtype)
+
+
+__all__ = ["Batch", "DataSet", "MicroBatches", "check_inputs", "run_batch", "unpack"]

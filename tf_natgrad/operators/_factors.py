@@ -79,7 +79,7 @@ class ScoreFactor:
         return self._scores
 
 
-def sampled_factor(pd: Distribution, seed: int, samples: int, index: tf.Tensor | int) -> ScoreFactor:
+def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index: tf.Tensor | int) -> ScoreFactor:
     """The Monte-Carlo factor: labels drawn from the distribution itself, a function of seed and batch alone.
 
     Args:
@@ -92,7 +92,7 @@ def sampled_factor(pd: Distribution, seed: int, samples: int, index: tf.Tensor |
         A `ScoreFactor` of rank `samples`, unbiased for the exact `L`.
     """
     first = tf.cast(index, tf.int32) * samples
-    draws = [pd.sample(tf.stack([tf.constant(seed, tf.int32), first + k])) for k in range(samples)]
+    draws = [pd.sample(tf.stack([tf.cast(seed, tf.int32), first + k])) for k in range(samples)]
     scores = tf.stack([pd.fisher_factor(pd.score_factor(draw)) for draw in draws])
     return ScoreFactor(scores * tf.cast(samples, pd.parameters.dtype) ** -0.5)
 

@@ -14,7 +14,7 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, likelihood_of
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, FactoredRhs
-from tf_natgrad.operators._batch import Batch, DataSet, run_batch, unpack
+from tf_natgrad.operators._batch import Batch, DataSet, MicroBatches, run_batch, unpack
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
 
@@ -32,6 +32,8 @@ class ModelOperator(CurvatureOperator):
         training: the mode in which the model is called on one batch.
         variables: the trainable variables that the matrix is about; by default all of the model's.
         progress: whether products over a data set show a progress bar.
+        micro_batch_size: where the record of one batch would not fit in memory, the examples of the pieces into which
+            it is cut. The model is then called at each product, as it is over a data set.
 
     Raises:
         ValueError: if an argument is out of its range, or the data are empty or not finite, or a data set is to be
@@ -52,35 +54,42 @@ class ModelOperator(CurvatureOperator):
         training: bool = False,
         variables: Sequence[keras.Variable] | None = None,
         progress: bool = False,
+        micro_batch_size: int | None = None,
     ):
         likelihood = likelihood_of(loss)
-        if isinstance(data, tf.data.Dataset):
-            if training or sample_weight is not None:
-                raise ValueError(
-                    _checks.message(
-                        "training" if training else "sample_weight",
-                        "a value together with a data set",
-                        "its default",
-                        "Over a data set the model is called at each product, where dropout and BatchNormalization in "
-                        "training mode would not give a matrix; weights come as `(x, y, sample_weight)`.",
-                    )
+        if micro_batch_size is not None:
+            _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
+        is_data_set = isinstance(data, tf.data.Dataset)
+        in_parts = is_data_set or micro_batch_size is not None
+        if (in_parts and training) or (is_data_set and sample_weight is not None):
+            raise ValueError(
+                _checks.message(
+                    "training" if training else "sample_weight",
+                    "a value together with " + ("a data set" if is_data_set else "`micro_batch_size`"),
+                    "its default",
+                    "Over many batches the model is called at each product, where dropout and BatchNormalization in "
+                    "training mode would not give a matrix; weights of a data set come as `(x, y, sample_weight)`.",
                 )
-            dataset = DataSet(data, likelihood.reduction, progress)
-            ensure_built(model, unpack(next(iter(data)))[0])
-            flat, batch = FlatParameters(model.trainable_variables if variables is None else variables), None
+            )
+        parts = DataSet(data, likelihood.reduction, progress) if is_data_set else None
+        x, y, weights = unpack(next(iter(data)) if is_data_set else data)
+        weights = weights if sample_weight is None else sample_weight
+        if self._has_labels and y is None:
+            raise ValueError(
+                _checks.message("data", "inputs without labels", "`(x, y)`", f"{type(self).__name__} has labels.")
+            )
+        batch = None
+        if in_parts:
+            parts = parts or MicroBatches(x, y, weights, micro_batch_size, likelihood.reduction)
+            ensure_built(model, x)
+            flat = FlatParameters(model.trainable_variables if variables is None else variables)
         else:
-            x, y, weights = unpack(data)
-            dataset = None
-            if self._has_labels and y is None:
-                raise ValueError(
-                    _checks.message("data", "inputs without labels", "`(x, y)`", f"{type(self).__name__} has labels.")
-                )
             batch = run_batch(
                 model,
                 likelihood,
                 x,
                 y,
-                weights if sample_weight is None else sample_weight,
+                weights,
                 training=training,
                 variables=variables,
                 second_order=self._second_order,
@@ -88,7 +97,7 @@ class ModelOperator(CurvatureOperator):
             flat = batch.linearization.flat_parameters
             self._adopt(batch, 0)
         super().__init__(flat, name=type(self).__name__)
-        self._source = _Source(model, likelihood, dataset, batch)
+        self._source = _Source(model, likelihood, parts, batch)
 
     @property
     def batch(self) -> Batch:
@@ -101,6 +110,11 @@ class ModelOperator(CurvatureOperator):
             raise ValueError(
                 _checks.message("data", "a data set", "one batch, for this quantity", "Pass `(x, y)` as arrays.")
             )
+        return self._source.batch
+
+    @property
+    def batch_or_none(self) -> Batch | None:
+        """The one batch of this operator, or `None` where it goes through many."""
         return self._source.batch
 
     @property
@@ -140,7 +154,7 @@ class ModelOperator(CurvatureOperator):
 
     @property
     def _step_by_step(self) -> bool:
-        return self._source.dataset is not None and self._source.dataset.progress
+        return self._source.parts is not None and self._source.parts.progress
 
     def _sum_over_batches(
         self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor
@@ -175,7 +189,7 @@ class ModelOperator(CurvatureOperator):
         def compiled(term: Callable) -> Callable:
             return self._as_graph(("batch", name), term)
 
-        return source.dataset.sum(of_batch, tf.zeros_like(like), operands, compiled)
+        return source.parts.sum(of_batch, tf.zeros_like(like), operands, compiled)
 
     def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         if self._source.batch is None:
@@ -325,10 +339,10 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
 class _Source:
     """Where a matrix comes from; a plain object, so that TensorFlow's tracking leaves it alone."""
 
-    def __init__(self, model: ModelLike, likelihood: Any, dataset: DataSet | None, batch: Batch | None):
+    def __init__(self, model: ModelLike, likelihood: Any, parts: DataSet | MicroBatches | None, batch: Batch | None):
         self.model = model
         self.likelihood = likelihood
-        self.dataset = dataset
+        self.parts = parts
         self.batch = batch
 
 

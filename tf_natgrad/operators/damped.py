@@ -38,7 +38,7 @@ class Damped(CurvatureOperator):
             _checks.check_number("damping", damping, minimum=0.0)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
-            damping = base.damping + tf.cast(damping, self.dtype)
+            damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)
             base = base.base
         self.base = base
         known = tf.is_tensor(damping) or hasattr(damping, "assign")

@@ -38,9 +38,9 @@ class Fisher(FactoredModelOperator):
         loss: a Keras loss, its name, or a `Distribution` subclass; see `likelihood_of`. Never guessed.
         data: one batch, or a `tf.data.Dataset`; see `ModelOperator`. The labels are not used, the Fisher has none.
         kind: `"exact"` (the expectation over labels in closed form) or `"mc"` (labels drawn from the model).
-        seed: fixes the draw of `"mc"`: the same matrix at each product.
+        seed: fixes the draw of `"mc"`: the same matrix at each product. An integer, or a scalar tensor of one.
         mc_samples: labels drawn per example, for `"mc"`.
-        **options: `sample_weight`, `training`, `variables`, `progress`; see `ModelOperator`.
+        **options: `sample_weight`, `training`, `variables`, `progress`, `micro_batch_size`; see `ModelOperator`.
 
     Raises:
         ValueError: if an argument is out of its range, or the batch is empty or not finite.
@@ -57,13 +57,14 @@ class Fisher(FactoredModelOperator):
         data: Any,
         *,
         kind: str = "exact",
-        seed: int = 0,
+        seed: int | tf.Tensor = 0,
         mc_samples: int = 1,
         **options: Any,
     ):
         _checks.check_choice("kind", kind, ("exact", "mc"))
         _checks.check_number("mc_samples", mc_samples, minimum=1, integer=True)
-        _checks.check_number("seed", seed, integer=True)
+        if not tf.is_tensor(seed):
+            _checks.check_number("seed", seed, integer=True)
         self._kind, self._seed, self._mc_samples = kind, seed, mc_samples
         super().__init__(model, loss, data, **options)
 
@@ -71,6 +72,22 @@ class Fisher(FactoredModelOperator):
         if self._kind == "exact":
             return ExactFactor(batch.pd)
         return sampled_factor(batch.pd, self._seed, self._mc_samples, index)
+
+    def exact_quadratic_form(self, vector: tf.Tensor) -> tf.Tensor:
+        """`v^T F v` of the exact Fisher, whatever the kind of this one, at the cost of one product with the Jacobian.
+
+        Args:
+            vector: `[n]`.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: if the operator goes through many batches.
+        """
+        batch = self.batch
+        image = batch.linearization.jvp(self._flat.unflatten(vector))
+        return tf.reduce_sum(tf.cast(image * ExactFactor(batch.pd).matvec(image) * batch.output_weights, self.dtype))
 
     def to_dense(
         self, *, method: str = "factor", memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense"
@@ -122,7 +139,7 @@ class EmpiricalFisher(FactoredModelOperator):
         model: a Keras model with one output.
         loss: a Keras loss, its name, or a `Distribution` subclass.
         data: one batch `(x, y)`, or a `tf.data.Dataset` of such; see `ModelOperator`.
-        **options: `sample_weight`, `training`, `variables`, `progress`; see `ModelOperator`.
+        **options: `sample_weight`, `training`, `variables`, `progress`, `micro_batch_size`; see `ModelOperator`.
 
     Raises:
         ValueError: if an argument is out of its range, or there are no labels.

@@ -1,14 +1,17 @@
-"""Whole episodes from Gymnasium environments."""
+"""Whole episodes, and stretches of a fixed number of steps, from Gymnasium environments."""
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from tf_natgrad import _checks
+from tf_natgrad.rl.environments import vector_environment
 from tf_natgrad.rl.episodes import Episodes
 from tf_natgrad.rl.policies import Policy, check_policy
 
@@ -36,7 +39,8 @@ def collect(
     3
 
     Args:
-        env: the name of an environment, or a vector environment with `autoreset_mode` SAME_STEP.
+        env: the name of an environment, a function that makes one, or a vector environment with `autoreset_mode`
+            SAME_STEP.
         policy: a `CategoricalPolicy` or `GaussianPolicy`.
         num_episodes: how many episodes, at least 1.
         seed: of environments and actions: the same seed gives the same episodes.
@@ -52,77 +56,172 @@ def collect(
         TypeError: if the policy is a plain Keras model.
         ImportError: if Gymnasium is not installed.
     """
-    gym = _gymnasium()
     check_policy(policy)
     _checks.check_number("num_episodes", num_episodes, minimum=1, integer=True)
-    same_step = gym.vector.AutoresetMode.SAME_STEP
-    made = isinstance(env, str)
-    if made:
-        env = gym.make_vec(
-            env,
-            num_envs=min(num_episodes, _NUM_ENVS),
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": same_step},
-        )
-    if not isinstance(env, gym.vector.VectorEnv):
-        raise ValueError(
-            _checks.message(
-                "env",
-                type(env).__name__,
-                "the name of an environment or a vector environment",
-                "Use `gymnasium.make_vec(..., vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP})`.",
+    with vector_environment(env, min(num_episodes, _NUM_ENVS)) as vector:
+        policy.check_action_space(vector.single_action_space)
+        return _run(vector, policy, num_episodes, seed, deterministic, progress)
+
+
+class Rollout(NamedTuple):
+    """T steps of each of E environments, one after the other.
+
+    Attributes:
+        observations: `[T, E, ...]`, what the policy saw before each action.
+        actions: `[T, E]` or `[T, E, D]`, as they were sampled (not clipped).
+        rewards: `[T, E]`.
+        next_observations: `[T, E, ...]`, what each step led to; where an episode ended, its true last observation.
+        terminated: `[T, E]`, whether the step reached a terminal state.
+        truncated: `[T, E]`, whether the episode was cut off after the step.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+    @property
+    def done(self) -> np.ndarray:
+        """Whether an episode ended with the step, `[T, E]`."""
+        return self.terminated | self.truncated
+
+    def finished_returns(self) -> np.ndarray:
+        """The undiscounted returns of the episodes that ended within the rollout, in order of their ends."""
+        totals = np.cumsum(self.rewards, 0)
+        returns, before = [], np.zeros(totals.shape[1])
+        for t, i in zip(*np.nonzero(self.done), strict=True):
+            returns.append(totals[t, i] - before[i])
+            before[i] = totals[t, i]
+        return np.array(returns)
+
+
+def rollout(env: Any, policy: Policy, num_steps: int, *, seed: int = 0) -> Rollout:
+    """Runs a policy for a fixed number of steps in each environment, from a fresh start.
+
+    >>> import keras, tf_natgrad.rl as rl
+    >>> policy = rl.CategoricalPolicy(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    >>> with vector_environment("CartPole-v1", 2) as env:
+    ...     rollout(env, policy, 5).observations.shape
+    (5, 2, 4)
+
+    Args:
+        env: a vector environment with `autoreset_mode` SAME_STEP.
+        policy: whose actions are sampled.
+        num_steps: T, at least 1.
+        seed: of environments and actions, a non-negative integer: the same seed gives the same rollout.
+
+    Returns:
+        A `Rollout`.
+
+    Raises:
+        ValueError: if a reward or an observation is not finite.
+    """
+    # Three independent streams of one seed: environments, and the two words of the actions' seeds.
+    words = np.random.SeedSequence(seed).generate_state(2 * num_steps + 1) >> 1
+    seeds = words[1:].astype(np.int32).reshape(num_steps, 2)
+    fields: list[np.ndarray] = []
+    steps = _transitions(env, policy, int(words[0]), seeds, deterministic=False)
+    for t, step in enumerate(steps):
+        values = [np.asarray(getattr(step, name)) for name in Rollout._fields]
+        if not fields:
+            fields = [np.empty((num_steps, *value.shape), value.dtype) for value in values]
+        for field, value in zip(fields, values, strict=True):
+            field[t] = value
+    result = Rollout(*fields)
+    for name in ("rewards", "observations", "next_observations"):
+        if not np.all(np.isfinite(getattr(result, name))):
+            raise ValueError(
+                _checks.message("env", f"{name} with NaN or infinite values", "finite ones", "Look at the environment.")
             )
+    return result
+
+
+class _Transition(NamedTuple):
+    """One step of all environments; arrays `[E, ...]`, see `Rollout`."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+def _transitions(
+    env: Any, policy: Policy, reset_seed: int, seeds: Iterable[Any], deterministic: bool
+) -> Iterator[_Transition]:
+    """One step of all environments for each seed of the actions, from a fresh start."""
+    dtype, space = policy.compute_dtype, env.single_action_space
+    bounds = (space.low, space.high) if hasattr(space, "low") else None
+    observations = np.asarray(env.reset(seed=reset_seed)[0], dtype)
+    act = _acting(policy, deterministic, observations.shape)
+    for seed in seeds:
+        actions = act(observations, seed)
+        taken = actions if bounds is None else np.clip(actions, *bounds)
+        following, rewards, terminated, truncated, info = env.step(taken)
+        following = led_to = np.asarray(following, dtype)
+        ended = np.flatnonzero(terminated | truncated)
+        if len(ended):
+            led_to = following.copy()
+            for i in ended:
+                led_to[i] = info["final_obs"][i]
+        yield _Transition(observations, actions, rewards, led_to, terminated, truncated)
+        observations = following
+
+
+def _acting(policy: Policy, deterministic: bool, shape: tuple[int, ...]) -> Callable[[np.ndarray, Any], np.ndarray]:
+    """The compiled choice of actions for observations of one shape, made once and kept with the policy."""
+    table = getattr(policy, _ACTING, None)
+    if table is None:
+        table = _Table()
+        object.__setattr__(policy, _ACTING, table)
+    key = deterministic, shape
+    if key not in table.functions:
+
+        def choice(observations: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            if deterministic:
+                return policy.distribution(observations).mode()
+            return policy.sample(observations, seed)
+
+        # Called by itself it takes half the time that `tf.function` does, which would look at each argument anew.
+        table.functions[key] = tf.function(choice, autograph=False).get_concrete_function(
+            tf.TensorSpec(shape, policy.compute_dtype), tf.TensorSpec([2], tf.int32)
         )
-    if env.metadata.get("autoreset_mode") != same_step:
-        raise ValueError(
-            _checks.message(
-                "env",
-                f"a vector environment with autoreset_mode {env.metadata.get('autoreset_mode')}",
-                "SAME_STEP, where every step is a real transition",
-                "Use `make_vec(..., vectorization_mode='sync', "
-                "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP})`.",
-            )
-        )
-    try:
-        policy.check_action_space(env.single_action_space)
-        return _run(env, policy, num_episodes, seed, deterministic, progress)
-    finally:
-        if made:
-            env.close()
+    function = table.functions[key]
+    return lambda observations, seed: function(tf.constant(observations), tf.constant(seed)).numpy()
+
+
+_ACTING = "_tf_natgrad_acting"
+
+
+class _Table:
+    """Compiled functions; a plain object, so that Keras's tracking leaves it alone."""
+
+    def __init__(self):
+        self.functions: dict[tuple, Any] = {}
 
 
 def _run(env: Any, policy: Policy, num_episodes: int, seed: int, deterministic: bool, progress: bool) -> Episodes:
     quota = np.full(env.num_envs, num_episodes // env.num_envs) + (
         np.arange(env.num_envs) < num_episodes % env.num_envs
     )
-    space = env.single_action_space
-
-    @tf.function(reduce_retracing=True)
-    def act(observations: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        if deterministic:
-            return policy.distribution(observations).mode()
-        return policy.sample(observations, tf.stack([tf.constant(seed, tf.int32), step]))
-
-    observations, _ = env.reset(seed=seed)
     running: list[list[tuple]] = [[] for _ in range(env.num_envs)]
     finished: list[list[tuple]] = [[] for _ in range(env.num_envs)]
-    step = 0
+    seeds = (np.array([seed, step], np.int32) for step in itertools.count())
     with tqdm(total=num_episodes, disable=not progress, leave=False, unit="episode") as bar:
-        while any(len(done) < wanted for done, wanted in zip(finished, quota, strict=True)):
-            inputs = np.asarray(observations, policy.compute_dtype)
-            actions = act(tf.constant(inputs), tf.constant(step)).numpy()
-            taken = np.clip(actions, space.low, space.high) if hasattr(space, "low") else actions
-            following, rewards, terminated, truncated, info = env.step(taken)
+        for step in _transitions(env, policy, seed, seeds, deterministic):
             for i in range(env.num_envs):
                 if len(finished[i]) == quota[i]:
                     continue
-                running[i].append((inputs[i], actions[i], rewards[i]))
-                if terminated[i] or truncated[i]:
-                    finished[i].append((running[i], bool(terminated[i]), np.asarray(info["final_obs"][i])))
+                running[i].append((step.observations[i], step.actions[i], step.rewards[i]))
+                if step.terminated[i] or step.truncated[i]:
+                    finished[i].append((running[i], bool(step.terminated[i]), step.next_observations[i]))
                     running[i] = []
                     bar.update()
-            observations = following
-            step += 1
+            if all(len(done) == wanted for done, wanted in zip(finished, quota, strict=True)):
+                break
     # Round by round over the environments, so that the first half is no other sample than the second.
     ordered = [finished[i][r] for r in range(int(quota.max())) for i in range(env.num_envs) if r < quota[i]]
     steps = [one for episode, _, _ in ordered for one in episode]
@@ -136,12 +235,4 @@ def _run(env: Any, policy: Policy, num_episodes: int, seed: int, deterministic: 
     )
 
 
-def _gymnasium() -> Any:
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ImportError("`tf_natgrad.rl.collect` needs Gymnasium: python -m pip install 'tf-natgrad[rl]'") from error
-    return gymnasium
-
-
-__all__ = ["collect"]
+__all__ = ["Rollout", "collect", "rollout"]

@@ -21,6 +21,7 @@ class StopReason(enum.IntEnum):
     STAGNATION = 2
     NON_POSITIVE_CURVATURE = 3
     NOT_FINITE = 4
+    PROGRESS = 5
 
     @property
     def text(self) -> str:
@@ -35,6 +36,7 @@ _TEXTS = {
     StopReason.STAGNATION: "stopped: the residual no longer falls in this precision; the best iterate is returned",
     StopReason.NON_POSITIVE_CURVATURE: "stopped at a direction of non-positive curvature; the best iterate is returned",
     StopReason.NOT_FINITE: "stopped: a product was not finite; the best iterate is returned",
+    StopReason.PROGRESS: "stopped by the progress rule: the quadratic hardly falls any more",
 }
 
 
@@ -48,6 +50,8 @@ class CGInfo(NamedTuple):
         relative_residual: the same, relative to the right-hand side.
         converged: whether that residual is within the tolerance.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
+        residual_product: `x^T r` with that residual `r`, so that `rhs^T x = x^T operator x + x^T r` exactly; zero but
+            for rounding where the iteration started from zero.
         least_curvature: the least `p^T F p / p^T p` met; not positive where the matrix is not positive definite.
         reason: a `StopReason` as text; inside a graph its integer code.
         why: why this solver was chosen, where it was chosen automatically.
@@ -59,16 +63,17 @@ class CGInfo(NamedTuple):
     relative_residual: tf.Tensor
     converged: tf.Tensor
     quadratic_form: tf.Tensor
+    residual_product: tf.Tensor
     least_curvature: tf.Tensor
     reason: str | tf.Tensor
     why: str = ""
 
     def finish(self) -> CGInfo:
-        """Puts the reason into words, and logs an end before convergence."""
-        text = StopReason(self.reason).text
-        if not self.converged:
-            _checks.log_once(f"ConjugateGradient {text}")
-        return self._replace(reason=text)
+        """Puts the reason into words, and logs an end that no rule asked for."""
+        reason = StopReason(self.reason)
+        if not self.converged and reason != StopReason.PROGRESS:
+            _checks.log_once(f"ConjugateGradient {reason.text}")
+        return self._replace(reason=reason.text)
 
 
 class _State(NamedTuple):
@@ -78,11 +83,12 @@ class _State(NamedTuple):
     direction: tf.Tensor
     inner: tf.Tensor
     best_x: tf.Tensor
-    best_norm: tf.Tensor
+    best: tf.Tensor
     best_iteration: tf.Tensor
     least_curvature: tf.Tensor
     restarts: tf.Tensor
     reason: tf.Tensor
+    history: tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,11 @@ class ConjugateGradient(Algorithm):
     Differences from the textbook: inner products are accumulated in float64; a residual that the recursion calls
     converged is computed anew, and the iteration restarted from it where it is not; the iteration stops where
     rounding keeps the residual from falling, and the best iterate is returned, not the last.
+
+    With `stopping="progress"` it also stops at iteration i where the quadratic `phi(x) = x^T A x / 2 - b^T x` is
+    negative and fell by less than the fraction `k progress_tolerance` in the last `k = max(10, ceil(i / 10)) < i`
+    iterations. What is best is then measured by phi too: it falls at each iteration, though the residual need not, so
+    that the last iterate is returned unless rounding or a NaN spoilt it.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorFullMatrix(tf.constant([[2.0, 0.0], [0.0, 4.0]]), is_self_adjoint=True)
@@ -105,14 +116,17 @@ class ConjugateGradient(Algorithm):
         max_iterations: products at most; by default `min(2 n, 1000)`.
         preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite; or
             `"jacobi"`, the inverse of the diagonal, which costs as many products as the operator has rows or columns.
-        patience: iterations without a new best residual after which the iteration counts as stagnant.
+        patience: iterations without a new best residual (or phi) after which the iteration counts as stagnant.
+        stopping: `"residual"`, or `"progress"` for Martens's rule; the tolerances stop it either way.
+        progress_tolerance: for that rule.
 
     Raises:
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or `stopping` is unknown.
         TypeError: if `preconditioner` is not callable.
 
     References:
         M. R. Hestenes, E. Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
+        J. Martens, "Deep learning via Hessian-free optimization", ICML (2010), section 4.4.
     """
 
     rtol: float = 1e-5
@@ -120,11 +134,15 @@ class ConjugateGradient(Algorithm):
     max_iterations: int | None = None
     preconditioner: Callable[[tf.Tensor], tf.Tensor] | str | None = None
     patience: int = 50
+    stopping: str = "residual"
+    progress_tolerance: float = 5e-4
 
     def __post_init__(self):
         _checks.check_number("rtol", self.rtol, minimum=0.0)
         _checks.check_number("atol", self.atol, minimum=0.0)
         _checks.check_number("patience", self.patience, minimum=1, integer=True)
+        _checks.check_choice("stopping", self.stopping, ("residual", "progress"))
+        _checks.check_number("progress_tolerance", self.progress_tolerance, minimum=0.0, exclusive=True)
         if self.max_iterations is not None:
             _checks.check_number("max_iterations", self.max_iterations, minimum=1, integer=True)
         known = self.preconditioner in (None, "jacobi")
@@ -151,6 +169,11 @@ class ConjugateGradient(Algorithm):
         r = b if x0 is None else b - multiply(x)
         z = precondition(r)
         norm = _norm(r)
+        by_progress = self.stopping == "progress"
+
+        def phi(x: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+            return -0.5 * _dot(x, b + r)
+
         state = _State(
             iteration=tf.constant(0),
             x=x,
@@ -158,11 +181,13 @@ class ConjugateGradient(Algorithm):
             direction=z,
             inner=_dot(r, z),
             best_x=x,
-            best_norm=norm,
+            best=phi(x, r) if by_progress else norm,
             best_iteration=tf.constant(0),
             least_curvature=tf.constant(float("inf"), tf.float64),
             restarts=tf.constant(0),
             reason=tf.where(norm <= tolerance, int(StopReason.CONVERGED), _RUNNING),
+            # phi of each iterate: of a fixed shape, for XLA.
+            history=tf.zeros([limit + 1 if by_progress else 0], tf.float64),
         )
 
         def step(state: _State) -> tuple[_State]:
@@ -181,12 +206,19 @@ class ConjugateGradient(Algorithm):
             inner = _dot(r, z)
             beta = tf.cast(tf.where(claims, tf.zeros_like(inner), inner / state.inner), b.dtype)
             iteration = state.iteration + 1
-            better = norm < state.best_norm
+            measure = phi(x, r) if by_progress else norm
+            # What is within the tolerance is best, also where rounding lets phi rise.
+            better = (measure < state.best) | (norm <= tolerance)
             restarts = state.restarts + tf.cast(claims, tf.int32)
             best_iteration = tf.where(better, iteration, state.best_iteration)
             reason = tf.where(iteration >= limit, int(StopReason.MAX_ITERATIONS), _RUNNING)
             stagnant = (iteration - best_iteration >= self.patience) | (restarts > 3) | (claims & ~better)
             reason = tf.where(stagnant, int(StopReason.STAGNATION), reason)
+            history = state.history
+            if by_progress:
+                history = tf.tensor_scatter_nd_update(history, [[iteration]], [measure])
+                slow = self._is_slow(history, iteration)
+                reason = tf.where(slow, int(StopReason.PROGRESS), reason)
             reason = tf.where(norm <= tolerance, int(StopReason.CONVERGED), reason)
             reason = tf.where(tf.math.is_finite(norm), reason, int(StopReason.NOT_FINITE))
             reason = tf.where(bad, int(StopReason.NON_POSITIVE_CURVATURE), reason)
@@ -199,17 +231,19 @@ class ConjugateGradient(Algorithm):
                     direction=z + beta * p,
                     inner=inner,
                     best_x=tf.where(better, x, state.best_x),
-                    best_norm=tf.where(better, norm, state.best_norm),
+                    best=tf.where(better, measure, state.best),
                     best_iteration=best_iteration,
                     least_curvature=tf.minimum(state.least_curvature, tf.math.divide_no_nan(curvature, _dot(p, p))),
                     restarts=restarts,
                     reason=reason,
+                    history=history,
                 ),
             )
 
         (state,) = tf.while_loop(lambda s: s.reason == _RUNNING, step, (state,), parallel_iterations=1)
         image = multiply(state.best_x)
-        residual = _norm(b - image)
+        remainder = b - image
+        residual = _norm(remainder)
         _, damping, _ = undamped(operator)
         # Where nothing is finite there is no best iterate either.
         unusable = (state.reason == int(StopReason.NOT_FINITE)) & ~tf.math.is_finite(scale)
@@ -220,10 +254,18 @@ class ConjugateGradient(Algorithm):
             tf.math.divide_no_nan(residual, scale),
             residual <= tolerance,
             _dot(state.best_x, image - damping * state.best_x),
+            _dot(state.best_x, remainder),
             state.least_curvature,
             state.reason,
         )
         return value, numbers
+
+    def _is_slow(self, history: tf.Tensor, iteration: tf.Tensor) -> tf.Tensor:
+        """Martens's rule, from phi of all iterates so far."""
+        span = tf.maximum(10, (iteration + 9) // 10)
+        now, before = history[iteration], history[tf.maximum(iteration - span, 0)]
+        least = self.progress_tolerance * tf.cast(span, tf.float64)
+        return (iteration > span) & (now < 0) & (tf.math.divide_no_nan(now - before, now) < least)
 
     def _precondition(self, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         if self.preconditioner is None:

@@ -1,0 +1,140 @@
+"""Rollouts of a fixed number of steps: true last observations, seeds, and the compiled choice of actions."""
+
+import gymnasium as gym
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from gymnasium.vector import AutoresetMode
+from keras import layers
+
+from tf_natgrad import rl
+from tf_natgrad.rl.environments import vector_environment
+from tf_natgrad.rl.rollouts import Rollout, rollout
+
+
+class Counter(gym.Env):
+    """Episodes of a given length; the observation is the time, the reward too."""
+
+    observation_space = gym.spaces.Box(0.0, 100.0, (1,))
+    action_space = gym.spaces.Box(-0.5, 0.5, (1,))
+
+    def __init__(self, length, terminates=True, reward=None):
+        self.length, self.terminates, self.reward = length, terminates, reward
+        self.received = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.received.append(np.array(action))
+        self.time += 1
+        over = self.time == self.length
+        reward = float(self.time) if self.reward is None else self.reward
+        return np.full(1, self.time, np.float32), reward, over and self.terminates, over and not self.terminates, {}
+
+
+def counters(*makers):
+    return gym.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def gaussian():
+    return rl.GaussianPolicy(keras.Sequential([keras.Input((1,)), layers.Dense(1)]), initial_log_std=1.0)
+
+
+def categorical():
+    return rl.CategoricalPolicy(keras.Sequential([keras.Input((4,)), layers.Dense(2)]))
+
+
+@pytest.fixture
+def run():
+    env = counters(lambda: Counter(3), lambda: Counter(2, terminates=False))
+    return rollout(env, gaussian(), 7, seed=3), env
+
+
+def test_each_step_is_a_real_transition(run):
+    result, _ = run
+    np.testing.assert_array_equal(result.observations[:, :, 0].T, [[0, 1, 2, 0, 1, 2, 0], [0, 1, 0, 1, 0, 1, 0]])
+    np.testing.assert_array_equal(result.next_observations, result.observations + 1.0)
+    np.testing.assert_array_equal(result.rewards, result.next_observations[:, :, 0])
+    np.testing.assert_array_equal(np.flatnonzero(result.terminated[:, 0]), [2, 5])
+    np.testing.assert_array_equal(np.flatnonzero(result.truncated[:, 1]), [1, 3, 5])
+    assert not result.truncated[:, 0].any() and not result.terminated[:, 1].any()
+
+
+def test_returns_of_finished_episodes_in_order_of_their_ends(run):
+    assert run[0].finished_returns().tolist() == [3.0, 6.0, 3.0, 6.0, 3.0]
+
+
+def test_no_episode_ends():
+    assert rollout(counters(lambda: Counter(9)), gaussian(), 3).finished_returns().shape == (0,)
+
+
+def test_actions_are_kept_as_sampled_and_clipped_for_the_environment(run):
+    result, env = run
+    assert np.abs(result.actions).max() > 0.5
+    np.testing.assert_array_equal(env.envs[0].received, np.clip(result.actions[:, 0], -0.5, 0.5))
+
+
+def test_the_seed_determines_all():
+    policy = categorical()
+    with vector_environment("CartPole-v1", 3) as env:
+        first, again, other = (rollout(env, policy, 20, seed=seed) for seed in (1, 1, 2))
+    for name, mine, theirs in zip(Rollout._fields, first, again, strict=True):
+        np.testing.assert_array_equal(mine, theirs, err_msg=name)
+    assert not np.array_equal(first.observations[0], other.observations[0])
+    assert not np.array_equal(first.actions, other.actions)
+
+
+def test_a_rollout_draws_other_actions_at_each_step():
+    actions = rollout(counters(lambda: Counter(99)), gaussian(), 50).actions[:, 0, 0]
+    assert len(np.unique(actions)) == 50
+    assert abs(np.corrcoef(actions[:-1], actions[1:])[0, 1]) < 0.5
+
+
+def test_the_choice_of_actions_is_compiled_once_and_follows_the_weights():
+    class Counted(rl.CategoricalPolicy):
+        calls = 0
+
+        def call(self, observations):
+            if not isinstance(observations, keras.KerasTensor):
+                self.calls += 1
+            return super().call(observations)
+
+    policy = Counted(categorical().network)
+    with vector_environment("CartPole-v1", 2) as env:
+        rollout(env, policy, 5)
+        calls = policy.calls
+        policy.network.set_weights([np.zeros((4, 2)), np.array([100.0, -100.0])])
+        assert not rollout(env, policy, 5).actions.any()
+        policy.network.set_weights([np.zeros((4, 2)), np.array([-100.0, 100.0])])
+        assert rollout(env, policy, 5).actions.all()
+    assert policy.calls == calls
+
+
+def test_a_policy_that_acted_can_still_be_saved_and_copied(tmp_path):
+    policy = categorical()
+    rl.collect("CartPole-v1", policy, 1)
+    policy.save(tmp_path / "policy.keras")
+    restored = keras.models.load_model(tmp_path / "policy.keras")
+    np.testing.assert_array_equal(restored(tf.ones([1, 4])), policy(tf.ones([1, 4])))
+
+
+def test_a_function_that_makes_an_environment():
+    assert rl.collect(lambda: Counter(4), gaussian(), 3).lengths.tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rewards_that_are_not_finite(value):
+    with pytest.raises(ValueError, match=r"`env`: received rewards with NaN or infinite values"):
+        rollout(counters(lambda: Counter(4, reward=value)), gaussian(), 3)
+
+
+def test_an_environment_made_here_is_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr(Counter, "close", lambda self: closed.append(self))
+    with pytest.raises(RuntimeError), vector_environment(lambda: Counter(1), 2):
+        raise RuntimeError
+    assert len(closed) == 2

@@ -1,0 +1,202 @@
+"""A record of training, one line per step."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import logging
+import os
+import time
+from typing import Any
+
+import keras
+
+from tf_natgrad import _checks
+from tf_natgrad.models import natural_gradient_optimizer
+
+_LOGGER = logging.getLogger("tf_natgrad")
+
+_WHOLE = ("epoch", "step", "rank", "iterations", "rejected_steps", "skipped_steps")
+_COLUMNS = (
+    "epoch",
+    "step",
+    "loss",
+    "learning_rate",
+    "damping",
+    "predicted_decrease",
+    "actual_decrease",
+    "reduction_ratio",
+    "kl",
+    "step_scale",
+    "rank",
+    "iterations",
+    "rejected_steps",
+    "skipped_steps",
+    "seconds",
+)
+
+
+class StepLogger(keras.callbacks.Callback):
+    """Writes one line per training step: to the logger `tf_natgrad` at level INFO, and to a CSV file.
+
+    The columns are `epoch`, `step` (the optimizer's `iterations` after it, which a rejected step does not raise),
+    `loss`, `learning_rate`, `damping`, `predicted_decrease`, `actual_decrease`, `reduction_ratio`, `kl`, `step_scale`,
+    `rank` or `iterations` (of the solver), `rejected_steps`, `skipped_steps` and `seconds`: those that the log of the
+    first step has. Any optimizer will do. `loss` is what Keras shows, the mean over the epoch so far. With
+    `steps_per_execution` there is one line per execution: `seconds` are of all its steps, the learning rate is that of
+    the first, and the rest is of the last.
+
+    The file is whole at every moment: each line is one write. Where it cannot be written (a full disk, say), one
+    warning tells, training goes on, and so does the file as soon as there is room again.
+
+    >>> import csv, pathlib, tempfile
+    >>> import keras, numpy as np, tf_natgrad as ng
+    >>> model = ng.NaturalGradientSequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> model.compile(ng.NaturalGradient(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "steps.csv")
+    ...     logger = ng.callbacks.StepLogger(path)
+    ...     _ = model.fit(np.eye(3), np.array([0, 1, 1]), epochs=2, verbose=0, callbacks=[logger])
+    ...     with path.open() as file:
+    ...         rows = list(csv.DictReader(file))
+    >>> [row["step"] for row in rows]
+    ['1', '2']
+    >>> float(rows[1]["loss"]) < float(rows[0]["loss"])
+    True
+
+    Args:
+        path: of the CSV file, or `None` for none.
+        every: steps from one line to the next.
+        append: whether to go on with a file that exists, after cutting off a last line that was not finished. Its
+            columns stay. Otherwise it is overwritten, unless by this object.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if `every` is below 1; or, when training begins, if the file to go on with is not of this class.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None, every: int = 1, append: bool = False):
+        super().__init__()
+        _checks.check_number("every", every, minimum=1, integer=True)
+        self.path = None if path is None else os.fspath(path)
+        self.every = every
+        self.append = append
+        self._file: io.RawIOBase | None = None
+        self._columns: tuple[str, ...] | None = None
+        self._size = 0
+        self._warned = False
+        self._epoch = 0
+        self._since = 0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Opens the file."""
+        self._since = 0
+        if self.path is None:
+            return
+        self._close()
+        try:
+            # A file that this object began is never overwritten by it.
+            self._open(append=self.append or self._columns is not None)
+        except OSError as error:
+            self._warn(error)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the epoch."""
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Notes the time and the learning rate, which a schedule has changed when the step is over."""
+        self._batch = batch
+        self._optimizer = natural_gradient_optimizer(self.model) or self.model.optimizer
+        self._rate = float(self._optimizer.learning_rate)
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Writes the line."""
+        seconds = time.perf_counter() - self._start
+        self._since += batch - self._batch + 1
+        if self._since < self.every:
+            return
+        self._since = 0
+        values = dict(logs or {}) | {
+            "epoch": self._epoch,
+            "step": self._optimizer.iterations,
+            "learning_rate": self._rate,
+            "seconds": seconds,
+        }
+        values = {name: (int if name in _WHOLE else float)(values[name]) for name in _COLUMNS if name in values}
+        texts = (f"{name} {value}" if name in _WHOLE else f"{name} {value:.4g}" for name, value in values.items())
+        _LOGGER.info("%s", ", ".join(texts))
+        if self._columns is None:
+            self._columns = tuple(values)
+        if self._file is not None:
+            self._write(values)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Closes the file."""
+        self._close()
+
+    def _open(self, append: bool) -> None:
+        # Unbuffered, and each write goes to the end: what is written is whole, whenever the process dies.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self._size = 0
+        content = b""
+        if append and os.fstat(self._file.fileno()).st_size:
+            with open(self.path, "rb") as file:
+                content = file.read()
+        header, newline, _ = content.partition(b"\n")
+        if newline:
+            columns = tuple(header.decode(errors="replace").strip().split(","))
+            if not set(columns) <= set(_COLUMNS):
+                self._close()
+                raise ValueError(
+                    _checks.message(
+                        "path",
+                        f"{self.path}, whose first line is {header[:80].decode(errors='replace')!r}",
+                        "a file that `StepLogger` wrote",
+                        "Give another path, or `append=False` to overwrite it.",
+                    )
+                )
+            self._columns = columns
+            self._size = content.rfind(b"\n") + 1
+        self._cut()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
+        if not self._size:
+            writer.writeheader()
+        writer.writerow(values)
+        line = text.getvalue().encode()
+        try:
+            # Short writes are how a full disk begins.
+            if self._file.tell() > self._size:
+                self._file.truncate(self._size)
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self._size += len(line)
+        except OSError as error:
+            self._warn(error)
+            self._cut()
+
+    def _cut(self) -> None:
+        """Removes what is not a whole line, if that is possible."""
+        try:
+            self._file.truncate(self._size)
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _LOGGER.warning("`StepLogger` could not record a step in %s, and training goes on: %s", self.path, error)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+__all__ = ["StepLogger"]

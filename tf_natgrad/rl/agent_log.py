@@ -1,0 +1,217 @@
+"""What an agent records of each update: rows, a CSV file, TensorBoard's event files, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_natgrad import _checks
+
+
+class Record(NamedTuple):
+    """One update of an agent.
+
+    Attributes:
+        steps: environment steps of the agent's life, after the update.
+        updates: updates of the agent's life, this one included.
+        episodes: episodes that ended in the rollout.
+        mean_return: their mean return, undiscounted and unscaled; NaN where none ended.
+        kl_predicted: `1/2 d^T F d` of the step taken, in nats; 0 where it was rejected.
+        kl: measured `KL(old || new)` of the step taken, in nats; 0 where it was rejected.
+        surrogate_predicted: first-order improvement of the surrogate; 0 where the step was rejected.
+        surrogate: its measured improvement; 0 where the step was rejected.
+        cg_iterations: of conjugate gradients.
+        cg_residual: relative to the gradient.
+        line_search_steps: how often the step was shortened.
+        accepted: whether the policy moved.
+        explained_variance: `1 - var(targets - V) / var(targets)`, before the value function was fitted.
+        value_loss: its mean squared error afterwards.
+        entropy: of the policy before the step, in nats.
+        steps_per_second: of the whole update.
+    """
+
+    steps: int
+    updates: int
+    episodes: int
+    mean_return: float
+    kl_predicted: float
+    kl: float
+    surrogate_predicted: float
+    surrogate: float
+    cg_iterations: int
+    cg_residual: float
+    line_search_steps: int
+    accepted: bool
+    explained_variance: float
+    value_loss: float
+    entropy: float
+    steps_per_second: float
+
+
+class CsvLog:
+    """A CSV file that gets a line for each update, and is a valid one at every moment.
+
+    It begins with what the agent recorded before, so that after a resumption it is the file of an uninterrupted run.
+    If it cannot be written, training goes on and a warning is logged once.
+
+    Args:
+        path: of the file; one that exists is replaced.
+        rows: the records so far.
+    """
+
+    def __init__(self, path: str | os.PathLike, rows: Sequence[dict[str, Any]]):
+        self._path = path
+        text = _lines([Record._fields, *(row.values() for row in rows)])
+        self._try(lambda: write_atomically(path, text.encode()))
+
+    def write(self, record: Record) -> None:
+        """Appends a line.
+
+        Args:
+            record: of the update.
+        """
+        self._try(lambda: self._append(_lines([record])))
+
+    def close(self) -> None:
+        """Nothing: the file is not kept open."""
+
+    def _append(self, text: str) -> None:
+        with open(self._path, "a") as file:
+            file.write(text)
+
+    def _try(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as error:
+            _checks.log_once(f"The log {os.fspath(self._path)!r} could not be written ({error}); training goes on")
+
+
+class TensorBoardLog:
+    """Event files for TensorBoard, which need not be installed to write them.
+
+    Args:
+        folder: for the files.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self._writer = tf.summary.create_file_writer(os.fspath(folder))
+
+    def write(self, record: Record) -> None:
+        """Writes one scalar for each field, at the number of steps.
+
+        Args:
+            record: of the update.
+        """
+        # What `tf.summary.scalar` writes; that one asks for TensorBoard.
+        metadata = tf.compat.v1.SummaryMetadata(
+            plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+        )
+        with self._writer.as_default(step=record.steps):
+            for name, value in record._asdict().items():
+                if name != "steps" and math.isfinite(value):
+                    tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._writer.close()
+
+
+class ProgressBar:
+    """A bar over environment steps, with the return and the KL divergence of the last update.
+
+    Args:
+        total: of the agent's life, where the run ends.
+        done: steps so far.
+        shown: whether there is a bar.
+    """
+
+    def __init__(self, total: int, done: int, shown: bool):
+        self._bar = tqdm(total=total, initial=done, disable=not shown, unit="step", leave=False)
+        self._done = done
+
+    def write(self, record: Record) -> None:
+        """Moves the bar.
+
+        Args:
+            record: of the update.
+        """
+        self._bar.set_postfix({"return": f"{record.mean_return:.4g}", "KL": f"{record.kl:.2g}"}, refresh=False)
+        self._bar.update(record.steps - self._done)
+        self._done = record.steps
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def logs(
+    rows: Sequence[dict[str, Any]],
+    *,
+    total: int,
+    done: int,
+    progress: bool,
+    log_path: str | os.PathLike | None,
+    tensorboard: str | os.PathLike | None,
+) -> Iterator[list[Any]]:
+    """All that is to be written in one run; closed at its end.
+
+    Args:
+        rows: the records so far.
+        total: steps at which the run ends.
+        done: steps so far.
+        progress: whether to show a bar.
+        log_path: of a CSV file, or `None`.
+        tensorboard: a folder for event files, or `None`.
+
+    Yields:
+        Objects with `write(record)`.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = [ProgressBar(total, done, progress)]
+        if log_path is not None:
+            opened.append(CsvLog(log_path, rows))
+        if tensorboard is not None:
+            opened.append(TensorBoardLog(tensorboard))
+        for log in opened:
+            stack.callback(log.close)
+        yield opened
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a file beside its place and renames it: whatever happens, the place holds the old file or the new one.
+
+    Args:
+        path: of the file.
+        content: all of it.
+    """
+    path = os.fspath(path)
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(beside)
+        raise
+
+
+def _lines(rows: Sequence[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+__all__ = ["CsvLog", "ProgressBar", "Record", "TensorBoardLog", "logs", "write_atomically"]

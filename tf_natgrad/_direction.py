@@ -11,10 +11,13 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import likelihood_of
-from tf_natgrad.operators import Fisher
+from tf_natgrad.operators import FactoredRhs, Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver, get
 from tf_natgrad.solvers._base import readable
+
+# The share of two vectors' independence, in curvature, below which the second one is left out of a combination.
+_DEPENDENT = 1e-4
 
 
 class BatchDirection(NamedTuple):
@@ -26,7 +29,6 @@ class BatchDirection(NamedTuple):
         fisher: the Fisher of the batch.
         slope: `g^T d`, a scalar.
         quadratic_form: `d^T F d`, a scalar, with the exact Fisher (of micro-batches, with the one that was solved for).
-        curvature: `d^T (F + damping I) d`, a scalar.
     """
 
     value: tf.Tensor
@@ -34,10 +36,9 @@ class BatchDirection(NamedTuple):
     fisher: Fisher
     slope: tf.Tensor
     quadratic_form: tf.Tensor
-    curvature: tf.Tensor
 
     def predicted_decrease(self, scale: tf.Tensor) -> tf.Tensor:
-        """The decrease of the loss that its damped quadratic model predicts for a step of `-scale d`.
+        """The decrease of the loss that its quadratic model, without damping, predicts for a step of `-scale d`.
 
         Args:
             scale: a scalar.
@@ -46,7 +47,7 @@ class BatchDirection(NamedTuple):
             A scalar.
         """
         scale = tf.cast(scale, self.slope.dtype)
-        return scale * self.slope - 0.5 * tf.square(scale) * self.curvature
+        return scale * self.slope - 0.5 * tf.square(scale) * self.quadratic_form
 
 
 def batch_direction(
@@ -65,6 +66,7 @@ def batch_direction(
     micro_batch_size: int | None = None,
     shift: tf.Tensor | None = None,
     x0: tf.Tensor | None = None,
+    last: tf.Tensor | None = None,
 ) -> BatchDirection:
     """One forward pass, and the natural gradient of its loss, eagerly or inside a trace.
 
@@ -87,6 +89,8 @@ def batch_direction(
         micro_batch_size: see `Fisher`.
         shift: `[n]`, where the damping pulls the direction to, or `None` for zero.
         x0: `[n]`, where an iterative solver starts, or `None` for zero.
+        last: `[n]`, the last direction, to be combined with this one so that the damped quadratic model with the exact
+            Fisher is minimal (Martens and Grosse 2015, section 7), or `None`.
 
     Returns:
         A `BatchDirection`.
@@ -120,12 +124,45 @@ def batch_direction(
     slope = form + square + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
     if shift is not None:
         slope -= damping * tf.reduce_sum(shift * d)
-    if kind == "mc" and micro_batch_size is None:
-        form = fisher.exact_quadratic_form(d)
-        # Downhill, to the minimum of the quadratic model with the exact Fisher.
-        best = tf.where(slope > 0, tf.math.divide_no_nan(slope, form + square), tf.ones_like(slope))
-        d, slope, form, square = best * d, best * slope, tf.square(best) * form, tf.square(best) * square
-    return BatchDirection(d, info, fisher, slope, form, form + square)
+    if last is not None or (kind == "mc" and micro_batch_size is None):
+        return _at_the_minimum(fisher, rhs, damping, info, [d] if last is None else [d, last])
+    return BatchDirection(d, info, fisher, slope, form)
+
+
+def _at_the_minimum(
+    fisher: Fisher, rhs: FactoredRhs, damping: tf.Tensor | float, info: Any, vectors: list[tf.Tensor]
+) -> BatchDirection:
+    """The combination of one or two vectors that minimises the damped quadratic model with the exact Fisher.
+
+    A second vector that adds nothing, such as zero, is left out; so is a first one that does not point downhill.
+    """
+    rows = [fisher.exact_factor_product(v) for v in vectors]
+
+    def slope_of(v: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        # A right-hand side that is factored belongs to the exact Fisher.
+        slope = tf.zeros([], v.dtype) if rhs.rest is None else tf.reduce_sum(rhs.rest * v)
+        return slope if rhs.u is None else slope + tf.reduce_sum(image * rhs.u)
+
+    slopes = [slope_of(v, image) for v, image in zip(vectors, rows, strict=True)]
+    forms = [[tf.reduce_sum(a * b) for b in rows] for a in rows]
+    damped = [
+        [form + damping * tf.reduce_sum(a * b) for form, b in zip(row, vectors, strict=True)]
+        for row, a in zip(forms, vectors, strict=True)
+    ]
+    zero = tf.zeros_like(slopes[0])
+    coefficients = [tf.where(slopes[0] > 0, tf.math.divide_no_nan(slopes[0], damped[0][0]), zero)]
+    if len(vectors) == 2:
+        (a, b), (_, c) = damped
+        determinant = a * c - b * b
+        independent = determinant > _DEPENDENT * a * c
+        both = [c * slopes[0] - b * slopes[1], a * slopes[1] - b * slopes[0]]
+        both = [tf.math.divide_no_nan(x, determinant) for x in both]
+        coefficients = [tf.where(independent, x, y) for x, y in zip(both, [coefficients[0], zero], strict=True)]
+    value = tf.add_n([k * v for k, v in zip(coefficients, vectors, strict=True)])
+    slope = tf.add_n([k * s for k, s in zip(coefficients, slopes, strict=True)])
+    k = tf.stack(coefficients)
+    form = tf.reduce_sum(k * tf.linalg.matvec(tf.stack([tf.stack(row) for row in forms]), k))
+    return BatchDirection(value, info, fisher, slope, form)
 
 
 @tf.autograph.experimental.do_not_convert

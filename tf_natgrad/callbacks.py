@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import logging
 import os
@@ -85,6 +84,7 @@ class StepLogger(keras.callbacks.Callback):
         self._file: io.RawIOBase | None = None
         self._columns: tuple[str, ...] | None = None
         self._size = 0
+        self._torn = False
         self._warned = False
         self._epoch = 0
         self._since = 0
@@ -160,7 +160,8 @@ class StepLogger(keras.callbacks.Callback):
                 )
             self._columns = columns
             self._size = content.rfind(b"\n") + 1
-        self._cut()
+        if os.fstat(self._file.fileno()).st_size > self._size:
+            self._cut()
 
     def _write(self, values: dict[str, Any]) -> None:
         text = io.StringIO()
@@ -170,11 +171,13 @@ class StepLogger(keras.callbacks.Callback):
         writer.writerow(values)
         line = text.getvalue().encode()
         try:
-            # Short writes are how a full disk begins.
-            if self._file.tell() > self._size:
+            if self._torn:
                 self._file.truncate(self._size)
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self._torn, rest = True, line
+            # A full disk begins with a short write, and says so at the next.
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            self._torn = False
             self._size += len(line)
         except OSError as error:
             self._warn(error)
@@ -184,9 +187,10 @@ class StepLogger(keras.callbacks.Callback):
         """Removes what is not a whole line, if that is possible."""
         try:
             self._file.truncate(self._size)
-            self._file.seek(0, os.SEEK_END)
-        except OSError as error:
-            self._warn(error)
+            self._torn = False
+        except OSError:
+            # It is tried again before the next line.
+            self._torn = True
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:

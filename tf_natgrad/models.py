@@ -199,6 +199,7 @@ class NaturalGradientMixin:
             micro_batch_size=natural.micro_batch_size,
             shift=times(natural.momentum),
             x0=times(natural.warm_start),
+            last=last if natural.combines_directions else None,
         )
         outputs = call_model(self, x, training=False) if in_parts else direction.fisher.outputs
         if in_parts:
@@ -273,8 +274,10 @@ class NaturalGradientMixin:
                 move(tf.ones([], step.rate.dtype))
                 report = None
             accepted = tf.constant(True) if report is None else report.accepted
+            # Momentum restarts after a step that failed: damping that grows would turn the next one into the last.
+            held = accepted if report is None else accepted & tf.equal(report.backtracks, 0)
             for slot, update in self._slots(natural, updates):
-                slot.assign(tf.where(accepted, tf.cast(update, slot.dtype), tf.zeros_like(slot.value)))
+                slot.assign(tf.where(held, tf.cast(update, slot.dtype), tf.zeros_like(slot.value)))
             natural.rejected_steps.assign_add(tf.cast(~accepted, natural.rejected_steps.dtype))
             if natural.adaptation is not None:
                 natural.damping.assign(natural.adaptation.after(natural.damping.value, number, report))
@@ -352,7 +355,7 @@ class _Step:
         return tf.reduce_sum(tf.cast(weights, kl.dtype) * kl)
 
     def predicted(self, scale: tf.Tensor) -> tf.Tensor:
-        """The decrease that the damped quadratic model predicts, before clipping and weight decay."""
+        """The decrease that the quadratic model predicts, before clipping and weight decay."""
         return self.direction.predicted_decrease(scale * tf.cast(self.rate * self.shrink, scale.dtype))
 
     def logs(self, report: StepReport | None) -> dict[str, tf.Tensor]:

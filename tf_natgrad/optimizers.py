@@ -45,7 +45,10 @@ class NaturalGradient(keras.optimizers.Optimizer):
             then of the size of the batch, whatever the number of outputs. The direction is scaled to the minimum of the
             damped quadratic model with the exact Fisher, which takes one more product with the Jacobian.
         momentum: the multiple `mu` of the last direction `d` towards which the damping pulls:
-            `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping.
+            `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping. Or `"optimal"`: the
+            combination of this direction and the last one at which the damped quadratic model with the exact Fisher is
+            minimal, for directions that are inexact (`fisher="mc"`, few iterations of conjugate gradients); it takes
+            two products more with the Jacobian.
         warm_start: the multiple of the last direction from which conjugate gradients start; other solvers ignore it.
         max_kl: the KL divergence, in nats, that a step may be predicted to move the model's predictions; a longer step
             is shortened to it. With a line search the measured divergence is held to it as well. `None` for no limit.
@@ -68,6 +71,8 @@ class NaturalGradient(keras.optimizers.Optimizer):
         S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998), theorem 1.
         G. Goldshlager, N. Abrahamsen, L. Lin, "A Kaczmarz-inspired approach to accelerate the optimization of neural
         network wavefunctions", J. Comput. Phys. 516 (2024), algorithm 1 (`momentum`).
+        J. Martens, R. Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML (2015),
+        sections 6.4 and 7 (`fisher="mc"`, `momentum="optimal"`).
         J. Martens, "Deep learning via Hessian-free optimization", ICML (2010), section 4 (`warm_start`).
     """
 
@@ -77,7 +82,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         damping: float | LevenbergMarquardt | dict = LevenbergMarquardt(),
         solver: str | Solver | dict = "auto",
         fisher: str = "exact",
-        momentum: float = 0.0,
+        momentum: float | str = 0.0,
         warm_start: float = 0.0,
         max_kl: float | None = 0.1,
         line_search: LineSearch | dict | None = LineSearch(),
@@ -90,6 +95,14 @@ class NaturalGradient(keras.optimizers.Optimizer):
         if not isinstance(damping, numbers.Real):
             adaptation = _option("damping", damping, LevenbergMarquardt)
             damping = adaptation.initial
+        combines = isinstance(momentum, str)
+        if combines:
+            _checks.check_choice("momentum", momentum, ("optimal",))
+            if micro_batch_size is not None:
+                raise ValueError(
+                    _checks.message("momentum", "'optimal' with `micro_batch_size`", "a number", "Use `warm_start`.")
+                )
+            momentum = 0.0
         for option, value in (("damping", damping), ("momentum", momentum), ("warm_start", warm_start)):
             _checks.check_number(option, value, minimum=0.0)
         if momentum >= 1.0:
@@ -124,6 +137,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         self.fisher = fisher
         self.line_search = _option("line_search", line_search, LineSearch) if line_search is not None else None
         self.micro_batch_size = micro_batch_size
+        self.combines_directions = combines
         self.on_nonfinite = on_nonfinite
         self._damping = self._add_number("damping", damping)
         self._momentum = self._add_number("momentum", momentum) if momentum else None
@@ -146,7 +160,8 @@ class NaturalGradient(keras.optimizers.Optimizer):
         Args:
             variables: the trainable variables.
         """
-        if not self.built and (self._momentum is not None or self._warm_start is not None):
+        keeps_last = self.combines_directions or self._momentum is not None or self._warm_start is not None
+        if not self.built and keeps_last:
             self._last_direction = self.add_optimizer_variables(variables, "last_direction")
         super().build(variables)
 
@@ -162,7 +177,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
 
     @property
     def momentum(self) -> keras.Variable | None:
-        """The momentum, a scalar variable, or `None`."""
+        """The momentum, a scalar variable, or `None` where it is no number above 0."""
         return self._momentum
 
     @property
@@ -244,13 +259,17 @@ class NaturalGradient(keras.optimizers.Optimizer):
             "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
             "solver": to_config(self.solver),
             "fisher": self.fisher,
-            "momentum": 0.0 if self._momentum is None else float(self._momentum),
-            "warm_start": 0.0 if self._warm_start is None else float(self._warm_start),
+            "momentum": "optimal" if self.combines_directions else _number(self._momentum),
+            "warm_start": _number(self._warm_start),
             "max_kl": None if self._max_kl is None else float(self._max_kl),
             "line_search": dataclasses.asdict(self.line_search) if self.line_search else None,
             "micro_batch_size": self.micro_batch_size,
             "on_nonfinite": self.on_nonfinite,
         }
+
+
+def _number(variable: keras.Variable | None) -> float:
+    return 0.0 if variable is None else float(variable)
 
 
 def _option(argument: str, value: Any, kind: type) -> Any:

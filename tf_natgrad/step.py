@@ -210,7 +210,9 @@ class LevenbergMarquardt:
 
     Every `period` steps the reduction ratio (actual over predicted decrease of the loss, on the batch of the step) is
     looked at: above `high` the damping is multiplied by `decay ** period`, below `low` it is divided by that. The
-    predicted decrease is that of the damped model, `-g.d - 1/2 d^T (F + damping I) d`.
+    predicted decrease is that of the model without damping, `g^T d - 1/2 d^T F d` for a step of `-d`: of a damped one
+    the ratio would say little where momentum bends the step. A step that had to be shortened or taken back raises the
+    damping at once.
 
     >>> adapted = LevenbergMarquardt(decay=0.5, period=1)
     >>> [float(adapted.adapted(tf.constant(0.25), tf.constant(ratio))) for ratio in (0.9, 0.5, 0.0)]

@@ -309,8 +309,12 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         return self._flat.flatten(batch.linearization.vjp(weighted))
 
     def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._rows_by(self.batch.factor, vector)
+
+    def _rows_by(self, factor: OutputFactor, vector: tf.Tensor) -> tf.Tensor:
+        """`sqrt(w) S^T J v` for a factor `S` of the output space."""
         image = self.batch.linearization.jvp(self._flat.unflatten(vector))
-        rows = self.batch.factor.apply_transpose(image) * tf.sqrt(self.batch.output_weights)
+        rows = factor.apply_transpose(image) * tf.sqrt(self.batch.output_weights)
         return self._to_rows(tf.cast(rows, self.dtype))
 
     def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:

@@ -73,21 +73,19 @@ class Fisher(FactoredModelOperator):
             return ExactFactor(batch.pd)
         return sampled_factor(batch.pd, self._seed, self._mc_samples, index)
 
-    def exact_quadratic_form(self, vector: tf.Tensor) -> tf.Tensor:
-        """`v^T F v` of the exact Fisher, whatever the kind of this one, at the cost of one product with the Jacobian.
+    def exact_factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A v` of the exact Fisher `A^T A`, whatever the kind of this one, as graph code.
 
         Args:
             vector: `[n]`.
 
         Returns:
-            A scalar.
+            One number per row of that factor.
 
         Raises:
             ValueError: if the operator goes through many batches.
         """
-        batch = self.batch
-        image = batch.linearization.jvp(self._flat.unflatten(vector))
-        return tf.reduce_sum(tf.cast(image * ExactFactor(batch.pd).matvec(image) * batch.output_weights, self.dtype))
+        return self._rows_by(ExactFactor(self.batch.pd), vector)
 
     def to_dense(
         self, *, method: str = "factor", memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense"

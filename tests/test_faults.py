@@ -322,7 +322,7 @@ def test_a_model_saved_over_a_good_one_by_a_process_that_is_killed(tmp_path, how
     fit(model, good())
     child = os.fork()
     if not child:
-        signal.alarm(8)
+        signal.alarm(60)
         die_while_saving()
         how(model, path)
         os._exit(0)

@@ -223,6 +223,8 @@ BAD = [
     ({"on_nonfinite": "ignore"}, ValueError, "one of 'raise', 'skip'"),
     ({"gradient_accumulation_steps": 4}, ValueError, "use a larger batch"),
     ({"momentum": 1.5}, ValueError, "`momentum`: received 1.5"),
+    ({"momentum": "heavy"}, ValueError, "`momentum`.*'optimal'"),
+    ({"momentum": "optimal", "micro_batch_size": 2}, ValueError, "warm_start"),
     ({"momentum": 0.9, "damping": 0.0}, ValueError, "damping"),
     ({"damping": {"initial": -1.0}}, ValueError, "`initial`"),
     ({"line_search": 3}, TypeError, "`line_search`"),

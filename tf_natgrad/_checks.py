@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -101,11 +102,19 @@ def require(condition: tf.Tensor, text: str) -> None:
         ValueError: at once, where the condition has a value; in a graph an assertion is added instead.
     """
     static = tf.get_static_value(condition)
+    undo = _collectors[-1].undo if _collectors else None
     if static is not None:
         if not static:
+            if undo is not None:
+                undo()
             raise ValueError(text)
     else:
-        assertion = tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
+        undone = condition
+        if undo is not None:
+            undone = tf.cond(condition, lambda: True, lambda: (undo(), True)[1])
+        # The error ends the graph: what is to be undone comes before it.
+        with tf.control_dependencies([undone]):
+            assertion = tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
         if _collectors:
             # What depends on the condition comes after the assertion, and so does its error.
             with tf.control_dependencies([assertion]):
@@ -124,21 +133,23 @@ def require_finite(argument: str, expected: str, *tensors: tf.Tensor) -> None:
 class _Collector(NamedTuple):
     conditions: list[tf.Tensor]
     finite_only_collected: bool
+    undo: Callable[[], Any] | None
 
 
 @contextlib.contextmanager
-def collected(finite_only_collected: bool = False):
+def collected(finite_only_collected: bool = False, undo: Callable[[], Any] | None = None):
     """Collects the conditions that `require` left to the graph.
 
     XLA drops assertions: what must not happen on bad input is to be made to depend on these conditions as well.
 
     Args:
         finite_only_collected: whether `require_finite` refuses nothing itself, so that the batch can be skipped.
+        undo: called before `require` refuses, to put back what the body changed.
 
     Yields:
         The list that fills up with scalar booleans.
     """
-    _collectors.append(_Collector([], finite_only_collected))
+    _collectors.append(_Collector([], finite_only_collected, undo))
     try:
         yield _collectors[-1].conditions
     finally:

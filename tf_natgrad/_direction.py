@@ -108,7 +108,7 @@ def batch_direction(
         variables=variables,
         micro_batch_size=micro_batch_size,
     )
-    _refuse_activity_losses(model)
+    refuse_activity_losses(model)
     rhs = fisher.loss_gradient()
     penalty = penalty_gradient(fisher.flat_parameters)
     if penalty is not None:
@@ -297,8 +297,15 @@ def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:
     return flat.flatten([tf.convert_to_tensor(g) for g in gradients])
 
 
-def _refuse_activity_losses(model: ModelLike) -> None:
-    """Refuses losses that hang on activations: neither the gradient nor the Fisher here would contain them."""
+def refuse_activity_losses(model: ModelLike) -> None:
+    """Refuses losses that hang on activations: neither the gradient nor the Fisher here would contain them.
+
+    Args:
+        model: after its first call.
+
+    Raises:
+        ValueError: if it has such losses.
+    """
     regularised = sum(getattr(v, "regularizer", None) is not None for v in model.trainable_variables)
     if len(getattr(model, "losses", ())) > regularised:
         raise ValueError(
@@ -311,4 +318,4 @@ def _refuse_activity_losses(model: ModelLike) -> None:
         )
 
 
-__all__ = ["BatchDirection", "batch_direction", "natural_gradient", "penalty_gradient"]
+__all__ = ["BatchDirection", "batch_direction", "natural_gradient", "penalty_gradient", "refuse_activity_losses"]

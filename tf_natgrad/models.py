@@ -77,7 +77,12 @@ class NaturalGradientMixin:
         statistics = [v for v in self.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
         before = [(v, tf.convert_to_tensor(v.value)) for v in statistics]
         damping = tf.convert_to_tensor(natural.damping.value)
-        with _checks.collected(finite_only_collected=True) as conditions:
+
+        def put_back() -> None:
+            for variable, value in before:
+                variable.assign(value)
+
+        with _checks.collected(finite_only_collected=True, undo=put_back) as conditions:
             step = self._plan_step(natural, damping, x, y, sample_weight)
         outputs = step.outputs
         # After the checks: Keras's loss fails in its own words on labels out of range.
@@ -88,11 +93,11 @@ class NaturalGradientMixin:
         updates = self._updates(step.direction, y)
         finite = _checks.is_finite(loss, step.rate, *updates)
         sound, logs = self._take_step(
-            natural, step, updates, loss, before, tf.reduce_all(tf.stack([finite, *conditions]))
+            natural, step, updates, loss, put_back, tf.reduce_all(tf.stack([finite, *conditions]))
         )
         if natural.on_nonfinite == "raise":
             with tf.control_dependencies([sound]):
-                _refuse_nonfinite(x, y, finite)
+                _refuse_nonfinite(x, y, sample_weight, finite)
         # A batch that was left out would turn the epoch's mean into NaN.
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         tracker.update_state(
@@ -242,7 +247,7 @@ class NaturalGradientMixin:
         step: _Step,
         updates: list[tf.Tensor],
         loss: tf.Tensor,
-        before: list[tuple[keras.Variable, tf.Tensor]],
+        put_back: Callable[[], None],
         sound: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Takes the step if the batch is sound; else leaves the model as it was, and counts.
@@ -284,8 +289,7 @@ class NaturalGradientMixin:
             return tf.constant(True), step.logs(report)
 
         def skip() -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-            for variable, value in before:
-                variable.assign(value)
+            put_back()
             natural.skipped_steps.assign_add(1)
             return tf.constant(False), tf.nest.map_structure(tf.zeros_like, step.logs(nothing))
 
@@ -445,10 +449,10 @@ def _refuse_training_mode(model: keras.Model) -> None:
         )
 
 
-def _refuse_nonfinite(x: Any, y: Any, finite: tf.Tensor) -> None:
+def _refuse_nonfinite(x: Any, y: Any, sample_weight: Any, finite: tf.Tensor) -> None:
     """Refuses a batch that is not finite, or whose step is not, by the name of what is to blame."""
     clean = tf.constant(True)
-    for name, given in (("x", x), ("y", y)):
+    for name, given in (("x", x), ("y", y), ("sample_weight", () if sample_weight is None else sample_weight)):
         own = _checks.is_finite(*map(tf.convert_to_tensor, tf.nest.flatten(given)))
         remedy = "Clean the batch, or leave such batches out with `on_nonfinite='skip'`."
         _checks.require(own, _checks.message(name, "NaN or infinite values", "finite values", remedy))

@@ -97,9 +97,11 @@ class Likelihood:
         if sample_weight is not None:
             given = self._per_position(tf.cast(sample_weight, dtype), pd)
             _require_same_batch("sample_weight", given, pd)
+            _checks.require_finite("sample_weight", "finite weights >= 0", given)
+            # What is not finite was seen to, or the batch is to be left out.
             _checks.require(
-                tf.reduce_all((given >= 0) & tf.math.is_finite(given)),
-                _checks.message("sample_weight", "a negative, NaN or infinite weight", "finite weights >= 0"),
+                tf.reduce_all((given >= 0) | ~tf.math.is_finite(given)),
+                _checks.message("sample_weight", "a negative weight", "finite weights >= 0"),
             )
             weights *= given
         if self.reduction == "mean_with_sample_weight":

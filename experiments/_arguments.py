@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import pathlib
 import tempfile
@@ -66,3 +67,16 @@ def output_folder(arguments: argparse.Namespace, name: str) -> pathlib.Path:
     if arguments.out:
         return arguments.out
     return pathlib.Path(tempfile.mkdtemp(prefix=f"{name}_")) if arguments.smoke else FIGURES
+
+
+def set_threads(threads: int) -> None:
+    """Sets TensorFlow's threads, which it takes only before its first operation."""
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        logging.getLogger("tf_natgrad").warning(
+            "TensorFlow runs already: its threads stay as they are, not %d", threads
+        )

@@ -28,6 +28,7 @@ import pathlib
 import platform
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_dataset, add_recording, check_recording, output_folder, positive
+from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
 from tqdm import tqdm
@@ -820,17 +821,6 @@ def disturbed(rows: Sequence[Row]) -> list[Row]:
     return [row for row in ends if float(row["cpu_seconds"] or "nan") < 0.9 * float(row["seconds"])]
 
 
-def set_threads(threads: int) -> None:
-    """Sets TensorFlow's threads, which it takes only before its first operation."""
-    import tensorflow as tf
-
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-    except RuntimeError:
-        LOGGER.warning("TensorFlow runs already: its threads stay as they are, not %d", threads)
-
-
 def write_summary(rows: Sequence[Row], path: pathlib.Path) -> list[Row]:
     """Writes the summary of the runs.
 
@@ -936,7 +926,7 @@ def draw_races(rows: Sequence[Row], path: pathlib.Path) -> None:
         races = {contestant: race for contestant, race in races.items() if race}
         for axis, unit in zip(pair, ("iteration", "seconds"), strict=True):
             for contestant, race in races.items():
-                _draw_race(axis, race, unit, COLOURS[contestant], f"{NAMES[contestant]}: {race[0].first['setting']}")
+                _draw_race(axis, race, unit, COLOURS[contestant], _label(contestant, race[0]))
             for target in problem.targets:
                 axis.axhline(target, color="black", linewidth=0.8, linestyle=":")
             axis.set_xscale("log")
@@ -956,10 +946,29 @@ def draw_races(rows: Sequence[Row], path: pathlib.Path) -> None:
         pair[1].set_title(f"against seconds, budget {budget} s a run")
         below.axis("off")
         # Beside the curves there is no room for settings, and tight_layout would make some at their cost.
-        legend = below.legend(*left.get_legend_handles_labels(), ncols=2, fontsize=8.5, loc="center", frameon=False)
+        legend = below.legend(*left.get_legend_handles_labels(), ncols=2, fontsize=8, loc="center", frameon=False)
         legend.set_in_layout(False)
     set_caption(figure, _caption(rows, results))
     save(figure, path)
+
+
+def _label(contestant: str, result: Result) -> str:
+    """Name and setting as a legend has room for them."""
+    setting = result.first["setting"]
+    words = {
+        "ConjugateGradient": "CG",
+        "LevenbergMarquardt": "LM",
+        "learning_rate": "rate",
+        "max_iterations": "iterations",
+        "solver=gram; ": "",
+        "solver=": "",
+        "stopping=": "",
+        "=;": "=None;",
+    }
+    for long, short in words.items():
+        setting = setting.replace(long, short)
+    setting += "None" if setting.endswith("=") else ""
+    return textwrap.fill(f"{NAMES[contestant]}: {setting}", 66, subsequent_indent="    ")
 
 
 def _draw_race(axis, race: Sequence[Result], unit: str, colour: str, label: str) -> None:

@@ -1,9 +1,10 @@
 """TRPO on three environments over ten seeds, beside published returns; and the policy Hessian along its training.
 
 Settings were chosen on seeds 0 to 9 (`--tuning`) and confirmed once on seeds 100 to 109, which is what runs by default.
-Each agent is trained for the published number of environment steps, then evaluated on 50 episodes with the most
-probable actions and 50 with sampled ones, the same starts for all agents. The interval of a mean over seeds is the
-bootstrap's (95%, percentiles).
+Pendulum missed its goal there: its settings were changed, and have a second round of fresh seeds (`--env Pendulum-v1
+--seeds 200-209`). Each agent is trained for the published number of environment steps, then evaluated on 50 episodes
+with the most probable actions and 50 with sampled ones, the same starts for all agents. The interval of a mean over
+seeds is the bootstrap's (95%, percentiles).
 
 A last part trains the small policy of `policy_curvature.py` by TRPO and, as that script does, by the policy gradient
 with Adam, from the same weights on the same environment, and finds the extreme eigenvalues of the Hessian of the
@@ -28,11 +29,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import policy_curvature
-from _arguments import add_recording, check_recording, output_folder
-from _drawing import BLUE, ORANGE, PURPLE, RED, pyplot, save, set_caption
+from _arguments import add_recording, check_recording, output_folder, set_threads
+from _drawing import BLUE, GREEN, ORANGE, PURPLE, RED, pyplot, save, set_caption
 from _recording import Key, Recorder, Row, as_text, read_rows
 from policy_curvature import by, column
-from races import set_threads
 from tqdm import tqdm
 
 # TensorFlow, Gymnasium and matplotlib are imported where they are used: `--help` and `--replot` need not wait for them.
@@ -52,8 +52,9 @@ RECORDED = (
 CURVE_COLUMNS = (*CURVE_KEY_COLUMNS, *RECORDED)
 CURVATURE_COLUMNS = ("optimizer", *policy_curvature.COLUMNS)
 
-SETS = {"tuning": range(10), "confirming": range(100, 110)}
-SET_COLOURS = {"tuning": ORANGE, "confirming": BLUE, "other": PURPLE}
+# The second round is for settings that were changed after the first; its seeds had not been looked at.
+SETS = {"tuning": range(10), "confirming": range(100, 110), "second round": range(200, 210)}
+SET_COLOURS = {"tuning": ORANGE, "confirming": BLUE, "second round": GREEN, "other": PURPLE}
 ACTIONS = {"deterministic": "most probable", "stochastic": "sampled"}
 EPISODES = 50
 EVALUATION_SEED = 1_000_000
@@ -95,6 +96,7 @@ class Task:
         line: a published mean return.
         spread: its published standard deviation over episodes.
         label: where that is from.
+        confirming: the settings of the confirming seeds, where they were others.
     """
 
     steps: int
@@ -104,6 +106,11 @@ class Task:
     line: float
     spread: float
     label: str
+    confirming: Mapping[str, Any] | None = None
+
+    def settings_of(self, seed: int) -> Mapping[str, Any]:
+        """The settings that go with a seed."""
+        return self.confirming if self.confirming and set_of(seed) == "confirming" else self.settings
 
 
 # Published returns: of CartPole over 10 seeds, of the others mean and standard deviation over episodes of one run.
@@ -119,6 +126,12 @@ ZOO = "sb3-contrib, rl-zoo table, one run"
 #     discount 0.9:  5 x 200, target_kl 0.01: -171.6; 0.02: -199.4. 10 x 200, 0.02: -212.6; 0.03: -187.6.
 #                    10 x 200, 0.02, gae_lambda 0.9: -159 (3 seeds).
 #                    Normalised observations, 15 epochs, 10 x 200, target_kl 0.01: -184.4; 0.03: -230.3 (2 seeds).
+#   The first of these went into the confirming seeds, and missed the goal there: policies come and go that fail from
+#   some starts, and one evaluation at the end is a lottery. Hence, on seeds 0 to 4 again, four evaluations after 70%,
+#   80%, 90% and 100% of the steps; their mean, and how many of the 20 are below -250. Discount 0.95:
+#     5 x 200, target_kl 0.01, 40 epochs: -177.4, 0; 20 epochs: -211.1, 4.
+#     10 x 200, 0.015, 40 epochs: -188.1, 2; 20 epochs: -202.3, 2. 10 x 200, 0.02, 20 epochs: -226.1, 4.
+#   The best of these is what the tuning seeds have now. On fresh seeds, 200 to 209, it missed too: by one seed.
 TASKS = {
     "CartPole-v1": Task(
         50_000,
@@ -140,17 +153,18 @@ TASKS = {
     ),
     "Pendulum-v1": Task(
         100_000,
-        dict(n_envs=5, n_steps=200, gamma=0.95, n_critic_updates=20, normalize_rewards=True),
+        dict(n_envs=5, n_steps=200, gamma=0.95, n_critic_updates=40, normalize_rewards=True),
         {"deterministic": Target(-200)},
         {"deterministic": "-175 ± 128"},
         -175.0,
         128.0,
         f"-175 ± 128: {ZOO}",
+        confirming=dict(n_envs=5, n_steps=200, gamma=0.95, n_critic_updates=20, normalize_rewards=True),
     ),
 }
 # Rollouts still hold whole episodes where an episode is short.
 SMOKE_SETTINGS = dict(n_envs=2, n_steps=200, n_critic_updates=1)
-SMOKE_UPDATES, SMOKE_EPISODES, SMOKE_SEEDS = 3, 4, range(200, 202)
+SMOKE_UPDATES, SMOKE_EPISODES, SMOKE_SEEDS = 3, 4, range(900, 902)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +189,10 @@ class Run:
     def of(cls, env: str, seed: int, smoke: bool) -> Run:
         """The run of an environment and a seed."""
         task = TASKS[env]
+        settings = task.settings_of(seed)
         if not smoke:
-            return cls(env, seed, task.settings, task.steps, EPISODES)
-        settings = {**task.settings, **SMOKE_SETTINGS}
+            return cls(env, seed, settings, task.steps, EPISODES)
+        settings = {**settings, **SMOKE_SETTINGS}
         return cls(env, seed, settings, SMOKE_UPDATES * settings["n_envs"] * settings["n_steps"], SMOKE_EPISODES)
 
     @property
@@ -370,8 +385,7 @@ def table(rows: Sequence[Row], markdown: bool = False) -> str:
         Lines.
     """
     cells = [list(HEADER)]
-    ordered = sorted(rows, key=lambda row: (list(TASKS).index(row["env"]), list(SET_COLOURS).index(row["set"])))
-    for (env, which), found in by(ordered, "env", "set").items():
+    for (env, which), found in by(in_order(rows), "env", "set").items():
         task = TASKS[env]
         seeds = sorted(int(row["seed"]) for row in found)
         largest = max(float(row["largest_kl"]) / float(row["target_kl"]) for row in found)
@@ -409,7 +423,8 @@ def curvature_table(rows: Sequence[Row]) -> str:
 def draw_learning(curves: Sequence[Row], runs: Sequence[Row], path: pathlib.Path) -> None:
     """Draws the returns along training, and those of the final evaluations below."""
     complete = {curve_of(row) for row in runs}
-    curves = [row for row in curves if curve_of(row) in complete]
+    curves = in_order([row for row in curves if curve_of(row) in complete])
+    runs = in_order(runs)
     envs = [env for env in TASKS if runs_of(runs, env)]
     figure, axes = pyplot().subplots(2, len(envs), figsize=(16, 10), squeeze=False, height_ratios=(1.7, 1))
     for (learned, evaluated), env in zip(axes.T, envs, strict=True):
@@ -432,10 +447,11 @@ def draw_learning(curves: Sequence[Row], runs: Sequence[Row], path: pathlib.Path
     set_caption(
         figure,
         "Above: mean over the seeds of the mean return of the episodes that ended in an update's rollout, actions "
-        "sampled; band: bootstrap 95% interval of that mean over the seeds; thin: single confirming seeds. Below: "
-        f"{runs[0]['episodes']} episodes of each trained agent, the same starts for all, whose luck the "
-        "intervals do not show; small marks are seeds, large ones their mean with its "
-        "interval. Settings were chosen on the tuning seeds. "
+        "sampled; band: bootstrap 95% interval of that mean over the seeds; thin: single seeds, not those of the "
+        f"tuning. Below: {runs[0]['episodes']} episodes of each trained agent, the same starts for all, whose luck the "
+        "intervals do not show; small marks are seeds, large ones their mean with its interval. Settings were chosen "
+        "on the tuning seeds. "
+        + "".join(f"{env}: they were changed after the confirming seeds. " for env in envs if TASKS[env].confirming)
         + (f"Published standard deviations over episodes: {spreads}. " if spreads else "")
         + f"{outcome(runs)}",
     )
@@ -446,7 +462,7 @@ def _draw_curves(axis, which: str, of_seeds: Sequence[Sequence[Row]]) -> None:
     colour, steps = SET_COLOURS[which], column(of_seeds[0], "steps")
     returns = np.array([column(of_seed, "mean_return") for of_seed in of_seeds])
     low, high = zip(*(interval(at) for at in returns.T), strict=True)
-    if which == "confirming":
+    if which != "tuning":
         axis.plot(steps, returns.T, color=colour, linewidth=0.5, alpha=0.4)
     label = f"{which}, {len(of_seeds)} seeds: mean, 95% interval"
     axis.plot(steps, returns.mean(0), color=colour, linewidth=2, label=label)
@@ -461,7 +477,8 @@ def _draw_evaluations(axis, runs: Mapping[tuple[str, ...], Sequence[Row]]) -> No
         middle, (low, high) = values.mean(), interval(values)
         bars = [[middle - low], [high - middle]]
         axis.errorbar(x + 0.2, middle, bars, color=colour, marker="D", markersize=7, mfc="white", capsize=4)
-    axis.set_xticks(range(len(places)), [f"{which},\n{ACTIONS[kind]}" for which, kind in places], fontsize=9)
+    labels = [f"{which}, {ACTIONS[kind]}".replace(" ", "\n") for which, kind in places]
+    axis.set_xticks(range(len(places)), labels, fontsize=8)
     axis.set_xlim(-0.5, len(places) - 0.5)
 
 
@@ -478,6 +495,11 @@ def outcome(runs: Sequence[Row]) -> str:
                 f"{returns.min():.1f}, goal {target} {verdict}"
             )
     return "; ".join(parts) + "."
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows by environment and set."""
+    return sorted(rows, key=lambda row: (list(TASKS).index(row["env"]), list(SET_COLOURS).index(row["set"])))
 
 
 def runs_of(runs: Sequence[Row], env: str) -> list[Row]:

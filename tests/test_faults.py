@@ -150,7 +150,7 @@ def test_a_batch_of_nan_that_is_skipped_might_as_well_not_have_been_there(optimi
 @pytest.mark.parametrize("mode", ["graph", "eager"])
 def test_what_cannot_be_skipped_changes_nothing_either(mode):
     """Negative weights are a mistake, not an accident: they are refused, after the forward pass."""
-    model = regression(training.plain(on_nonfinite="skip", solver=training.cg()), mode)
+    model = regression(training.plain(on_nonfinite="skip", solver=training.cg(0.5)), mode)
     raises_and_goes_on(model, spoilt("sample_weight", -1.0), good, "`sample_weight`: received a negative")
 
 

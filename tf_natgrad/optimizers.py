@@ -202,7 +202,10 @@ class NaturalGradient(keras.optimizers.Optimizer):
 
     @property
     def skipped_steps(self) -> keras.Variable:
-        """How many steps `on_nonfinite="skip"` left out, a scalar integer variable."""
+        """How many steps were left out, as something was not finite, a scalar integer variable.
+
+        With `on_nonfinite="raise"` each of them was an error too.
+        """
         return self._skipped_steps
 
     def apply_direction(

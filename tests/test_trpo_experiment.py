@@ -197,8 +197,8 @@ def test_settings_divide_the_steps(script):
         for seed in (0, 100):
             run = script.Run.of(env, seed, smoke=False)
             assert run.steps % (run.settings["n_envs"] * run.settings["n_steps"]) == 0
-    assert [script.set_of(seed) for seed in (0, 9, 10, 100, 109, 110, 200)] == [
-        *("tuning", "tuning", "other", "confirming", "confirming", "other", "second round")
+    assert [script.set_of(seed) for seed in (0, 9, 10, 100, 109, 110, 300)] == [
+        *("tuning", "tuning", "other", "confirming", "confirming", "other", "fresh")
     ]
 
 

@@ -199,7 +199,7 @@ SOLVERS = (
 def test_configuration_round_trip(solver):
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
     options = {"clipnorm": 1.5, "weight_decay": 0.01, "use_ema": True, "ema_momentum": 0.9}
-    options |= {"momentum": 0.5, "warm_start": 0.75, "max_kl": 0.25, "fisher": "mc", "micro_batch_size": 4}
+    options |= {"momentum": 0.5, "warm_start": 0.75, "max_kl": 0.25, "micro_batch_size": 4}
     options |= {"line_search": ng.LineSearch(3, shrink=0.5)}
     optimizer = ng.NaturalGradient(schedule, damping=0.25, solver=solver, on_nonfinite="skip", name="mine", **options)
     optimizer.damping = 0.125
@@ -225,6 +225,8 @@ BAD = [
     ({"momentum": 1.5}, ValueError, "`momentum`: received 1.5"),
     ({"momentum": "heavy"}, ValueError, "`momentum`.*'optimal'"),
     ({"momentum": "optimal", "micro_batch_size": 2}, ValueError, "warm_start"),
+    ({"fisher": "mc", "micro_batch_size": 2}, ValueError, "`micro_batch_size`"),
+    ({"ema_overwrite_frequency": 2, "use_ema": True, "line_search": ng.LineSearch()}, ValueError, "line_search=None"),
     ({"momentum": 0.9, "damping": 0.0}, ValueError, "damping"),
     ({"damping": {"initial": -1.0}}, ValueError, "`initial`"),
     ({"line_search": 3}, TypeError, "`line_search`"),

@@ -457,3 +457,10 @@ def test_networks_of_ones_own_are_trained_and_saved(tmp_path):
 def test_numbers_of_steps(total):
     with pytest.raises((TypeError, ValueError), match="`total_steps`"):
         small().learn(total)
+
+
+def test_numbers_of_numpy_may_be_saved(tmp_path):
+    options = {"gamma": np.float32(0.9), "gae_lambda": np.float64(0.9), "normalize_advantage": np.bool_(True)}
+    agent = rl.TRPO("CartPole-v1", n_steps=16, n_envs=2, n_critic_updates=1, **options)
+    agent.learn(32, progress=False, checkpoint=tmp_path / "agent.npz")
+    assert rl.TRPO.load(tmp_path / "agent.npz").gamma == agent.gamma

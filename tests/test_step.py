@@ -126,9 +126,9 @@ def test_take_goes_the_whole_way_and_tells(mode):
     np.testing.assert_array_equal(problem.w, [-12.0])
 
 
-def _report(ratio, accepted=True, backtracks=0):
+def _report(ratio, accepted=True, backtracks=0, predicted=1.0):
     zero = tf.zeros([], tf.float64)
-    return StepReport(tf.constant(accepted), zero, tf.constant(backtracks), zero, zero, zero + ratio, zero)
+    return StepReport(tf.constant(accepted), zero, tf.constant(backtracks), zero + predicted, zero, zero + ratio, zero)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,7 @@ def _report(ratio, accepted=True, backtracks=0):
         (_report(0.2), 0, 1.0),
         (_report(0.9, accepted=False), 1, 0.95**-5),
         (_report(0.9, backtracks=2), 1, 0.95**-5),
+        (_report(0.9, predicted=-1.0), 1, 0.95**-5),
     ],
 )
 def test_damping_follows_the_reduction_ratio(report, step, factor):

@@ -285,3 +285,60 @@ def test_state_survives_saving_bit_for_bit(tmp_path):
     assert first["loss"] + fit(again, x, y, epochs=2)["loss"] == expected["loss"]
     for a, b in zip(again.optimizer.variables, reference.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_weight_decay_is_not_what_the_search_judges():
+    """A decay that is in balance with the step would have every step taken back, and the damping run to its end."""
+    x, y = batch(64)
+    optimizer = ng.NaturalGradient(weight_decay=0.05)
+    model = compiled(network(), optimizer)
+    for _ in range(150):
+        model.train_on_batch(x, y)
+    assert int(optimizer.rejected_steps) < 15 and float(optimizer.damping) < 10.0
+
+
+def test_a_rejected_step_draws_other_labels_the_next_time():
+    options = {"solver": "gram", "fisher": "mc", "max_kl": None, "line_search": ng.LineSearch(0)}
+    model = compiled(network(), ng.NaturalGradient(500.0, damping=1e-3, **options))
+    logs = [model.train_on_batch(*batch(), return_dict=True) for _ in range(2)]
+    assert logs[1]["rejected_steps"] == 2 and logs[0]["predicted_decrease"] != logs[1]["predicted_decrease"]
+
+
+def test_a_clipped_step_is_shortened_too(double):
+    x, y = batch(dtype="float64")
+    search = ng.LineSearch(max_backtracks=3, min_ratio=0.99)
+    optimizer = training.plain(1.0, damping=1e-3, clipnorm=0.5, line_search=search, solver="svd")
+    model = compiled(network(), optimizer)
+    before = model.get_weights()
+    scale = model.train_on_batch(x, y, return_dict=True)["step_scale"]
+    moved = [np.linalg.norm(a - b) for a, b in zip(model.get_weights(), before, strict=True)]
+    assert scale == 0.0 or max(moved) == pytest.approx(0.5 * scale, rel=1e-6)
+
+
+def _cross_entropy():
+    return keras.metrics.SparseCategoricalCrossentropy(name="ce", from_logits=True)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_metrics_do_not_see_a_batch_that_is_left_out(mode):
+    x, y = batch()
+    bad = np.full_like(x, np.nan)
+    histories = []
+    for data in ((x, y), (np.concatenate([x, bad]), np.concatenate([y, y]))):
+        model = compiled(
+            network(), training.plain(on_nonfinite="skip", solver="cg"), mode=mode, metrics=[_cross_entropy()]
+        )
+        histories.append(fit(model, *data, batch_size=len(x)))
+    assert histories[1]["skipped_steps"] == [1]
+    assert histories[0]["ce"] == histories[1]["ce"] and histories[0]["loss"] == histories[1]["loss"]
+
+
+def test_a_refused_batch_leaves_no_statistics_behind():
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(), layers.Dense(3)])
+    x, y = batch()
+    before = [v.numpy() for v in model.non_trainable_variables]
+    x[0] = np.nan
+    with pytest.raises(ValueError, match="`x`"):
+        ng.natural_gradient(model, sparse(), x, y, solver="cg")
+    for variable, value in zip(model.non_trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)

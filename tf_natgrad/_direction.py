@@ -144,18 +144,22 @@ def _at_the_minimum(
         return slope if rhs.u is None else slope + tf.reduce_sum(image * rhs.u)
 
     slopes = [slope_of(v, image) for v, image in zip(vectors, rows, strict=True)]
+    # The model that the direction minimises is drawn to the shift too.
+    pulls = slopes
+    if rhs.shift is not None:
+        pulls = [s + damping * tf.reduce_sum(rhs.shift * v) for s, v in zip(slopes, vectors, strict=True)]
     forms = [[tf.reduce_sum(a * b) for b in rows] for a in rows]
     damped = [
         [form + damping * tf.reduce_sum(a * b) for form, b in zip(row, vectors, strict=True)]
         for row, a in zip(forms, vectors, strict=True)
     ]
     zero = tf.zeros_like(slopes[0])
-    coefficients = [tf.where(slopes[0] > 0, tf.math.divide_no_nan(slopes[0], damped[0][0]), zero)]
+    coefficients = [tf.where(pulls[0] > 0, tf.math.divide_no_nan(pulls[0], damped[0][0]), zero)]
     if len(vectors) == 2:
         (a, b), (_, c) = damped
         determinant = a * c - b * b
         independent = determinant > _DEPENDENT * a * c
-        both = [c * slopes[0] - b * slopes[1], a * slopes[1] - b * slopes[0]]
+        both = [c * pulls[0] - b * pulls[1], a * pulls[1] - b * pulls[0]]
         both = [tf.math.divide_no_nan(x, determinant) for x in both]
         coefficients = [tf.where(independent, x, y) for x, y in zip(both, [coefficients[0], zero], strict=True)]
     value = tf.add_n([k * v for k, v in zip(coefficients, vectors, strict=True)])
@@ -227,9 +231,16 @@ def natural_gradient(
         sample_weight = tf.convert_to_tensor(sample_weight)
     is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
     function = _compiled(model, loss, solver, training, is_zero)
-    with _checks.as_value_error():
-        value, info = function(x, y, sample_weight, tf.constant(float(damping), tf.float64))
-    if not _checks.is_finite(value):
+    statistics = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
+    try:
+        with _checks.as_value_error():
+            value, info = function(x, y, sample_weight, tf.constant(float(damping), tf.float64))
+        finite = bool(_checks.is_finite(value))
+    except ValueError:
+        _put_back(statistics)
+        raise
+    if not finite:
+        _put_back(statistics)
         raise ValueError(
             _checks.message(
                 "x, y",
@@ -239,6 +250,12 @@ def natural_gradient(
             )
         )
     return value, readable(info)
+
+
+def _put_back(values: list[tuple[keras.Variable, tf.Tensor]]) -> None:
+    """A batch that was refused leaves no statistics behind."""
+    for variable, value in values:
+        variable.assign(value)
 
 
 class _Functions:

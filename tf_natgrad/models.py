@@ -20,7 +20,7 @@ from tf_natgrad.step import StepReport, kl_radius, take
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
 _FAR = 1.0
 _TOO_FAR = (
-    "A step of natural gradient is predicted to move the outputs' distribution by {:.1f} nats (KL), too far for the "
+    "A step of natural gradient moves the outputs' distribution by {:.1f} nats (KL), too far for the "
     "quadratic model that it rests on, and the loss may rise. Raise `damping`, or set `max_kl` (0.1, say)."
 )
 _NOT_FINITE = (
@@ -106,6 +106,12 @@ class NaturalGradientMixin:
         logs = {"damping": damping, **_size_of_solve(step.direction.info), **logs}
         if natural.on_nonfinite == "skip":
             logs["skipped_steps"] = tf.convert_to_tensor(natural.skipped_steps.value)
+            metrics = tf.cond(
+                sound,
+                lambda: self.compute_metrics(x, y, outputs, sample_weight=sample_weight),
+                self.get_metrics_result,
+            )
+            return {**logs, **metrics}
         return {**logs, **self.compute_metrics(x, y, outputs, sample_weight=sample_weight)}
 
     def make_train_function(self, force: bool = False) -> Callable | None:
@@ -132,7 +138,8 @@ class NaturalGradientMixin:
                     logs = step(iterator)
                 if watched and int(natural.skipped_steps) > before:
                     raise ValueError(_NOT_FINITE)
-                if logs["kl"] > _FAR:
+                # Within a limit that is measured there is nothing to look at, and to wait for.
+                if (natural.max_kl is None or natural.line_search is None) and logs["kl"] > _FAR:
                     _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
                 return logs
 
@@ -181,6 +188,12 @@ class NaturalGradientMixin:
         in_parts = natural.micro_batch_size is not None
         if in_parts:
             _refuse_training_mode(self)
+            if len(variables) < len(self.trainable_variables):
+                raise ValueError(
+                    _checks.message(
+                        "micro_batch_size", "a number, in a `MultiOptimizer`", "None beside other optimizers"
+                    )
+                )
         last = None
         if natural.last_direction:
             flat = FlatParameters(variables)
@@ -200,7 +213,10 @@ class NaturalGradientMixin:
             training=not in_parts,
             variables=variables,
             kind=natural.fisher,
-            seed=tf.cast(natural.iterations.value, tf.int32),
+            # Of steps that came to nothing too, so that none draws the labels of another.
+            seed=tf.cast(natural.iterations.value, tf.int32)
+            + natural.rejected_steps.value
+            + natural.skipped_steps.value,
             micro_batch_size=natural.micro_batch_size,
             shift=times(natural.momentum),
             x0=times(natural.warm_start),
@@ -258,23 +274,31 @@ class NaturalGradientMixin:
         own = {id(v) for v in step.direction.fisher.flat_parameters.variables}
         moved = [*self.trainable_variables, *self.optimizer.variables]
 
+        is_own = [id(variable) in own for variable in self.trainable_variables]
+        # Clipped here already: what a search shortens would be clipped to the same length again and again.
+        whole = [u * tf.cast(step.shrink, u.dtype) for u, mine in zip(updates, is_own, strict=True) if mine]
+        clipped = iter(natural._clip_gradients(whole))
+        planned = [next(clipped) if mine else u for u, mine in zip(updates, is_own, strict=True)]
+        decays_first = natural.line_search is not None and bool(natural.weight_decay)
+
         def move(scale: tf.Tensor) -> None:
-            factor = scale * tf.cast(step.shrink, scale.dtype)
-            scaled = [
-                update * tf.cast(factor, update.dtype) if id(variable) in own else update
-                for update, variable in zip(updates, self.trainable_variables, strict=True)
-            ]
+            scaled = [u * tf.cast(scale, u.dtype) if mine else u for u, mine in zip(planned, is_own, strict=True)]
             # A wrapper that scales losses divides by its scale what it is given.
             scaled = [self.optimizer.scale_loss(update) for update in scaled]
-            natural.apply_direction(scaled, self.trainable_variables, through=self.optimizer)
+            natural.apply_direction(scaled, self.trainable_variables, through=self.optimizer, decayed=decays_first)
 
         def apply() -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
             number = tf.identity(natural.iterations.value)
+            start = loss
+            if decays_first:
+                # Decay is no part of what the search judges.
+                natural.decay_weights([v for v, mine in zip(self.trainable_variables, is_own, strict=True) if mine])
+                start = step.loss()
             if natural.line_search is not None:
                 limit = None if natural.max_kl is None else natural.max_kl.value
-                report = natural.line_search.run(step, move, moved, max_kl=limit, start=loss)
+                report = natural.line_search.run(step, move, moved, max_kl=limit, start=start)
             elif natural.adaptation is not None:
-                report = take(step, move, start=loss)
+                report = take(step, move, start=start)
             else:
                 move(tf.ones([], step.rate.dtype))
                 report = None
@@ -435,7 +459,7 @@ def _refuse_training_mode(model: keras.Model) -> None:
     stateful = [
         layer.name
         for layer in model._flatten_layers(include_self=False)
-        if layer.trainable and (layer._non_trainable_variables or getattr(layer, "seed_generator", None) is not None)
+        if getattr(layer, "seed_generator", None) is not None or (layer.trainable and layer._non_trainable_variables)
     ]
     if stateful:
         raise ValueError(
@@ -444,7 +468,7 @@ def _refuse_training_mode(model: keras.Model) -> None:
                 f"a number, for a model with {', '.join(stateful)}",
                 "None, for layers that behave otherwise in training",
                 "Each product calls the model again, where dropout and BatchNormalization would not give a matrix; "
-                "freeze or leave out these layers, or use a smaller batch.",
+                "leave out these layers (BatchNormalization may be frozen), or use a smaller batch.",
             )
         )
 

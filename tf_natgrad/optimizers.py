@@ -54,9 +54,11 @@ class NaturalGradient(keras.optimizers.Optimizer):
             is shortened to it. With a line search the measured divergence is held to it as well. `None` for no limit.
         line_search: a `LineSearch`, which evaluates the loss of the batch after the step, shortens a step that does not
             lower it, and takes back (weights and optimizer state, bit for bit) one that cannot be mended; those are
-            counted in `optimizer.rejected_steps`. `None` takes each step.
+            counted in `optimizer.rejected_steps`. Weight decay is applied before it and stays. Beside other optimizers
+            (`MultiOptimizer`) their part of a step is judged, and taken back, with it. `None` takes each step.
         micro_batch_size: examples that are linearised at once, where a batch does not fit in memory. The solver is then
-            conjugate gradients, and the model may not have layers that behave otherwise in training.
+            conjugate gradients, and the model may not have layers that behave otherwise in training. With the exact
+            Fisher only.
         on_nonfinite: `"raise"` (an error, weights unchanged) or `"skip"` (the step is left out and counted in
             `optimizer.skipped_steps`) where a loss or direction is not finite.
         name: the optimizer's name.
@@ -118,6 +120,21 @@ class NaturalGradient(keras.optimizers.Optimizer):
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         _checks.check_choice("fisher", fisher, ("exact", "mc"))
+        if fisher == "mc" and micro_batch_size is not None:
+            raise ValueError(
+                _checks.message(
+                    "micro_batch_size", f"{micro_batch_size} with `fisher='mc'`", "None, or `fisher='exact'`"
+                )
+            )
+        if kwargs.get("ema_overwrite_frequency") and line_search is not None:
+            raise ValueError(
+                _checks.message(
+                    "ema_overwrite_frequency",
+                    kwargs["ema_overwrite_frequency"],
+                    "None together with a line search, which would take the overwriting back",
+                    "Leave it out and take the average at the end, as Keras does, or pass `line_search=None`.",
+                )
+            )
         _checks.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         if kwargs.get("gradient_accumulation_steps"):
             raise ValueError(
@@ -147,6 +164,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         self._rejected_steps = self.add_variable((), initializer="zeros", dtype="int32", name="rejected_steps")
         self._last_direction: list[keras.Variable] = []
         self._takes_direction = False
+        self._decayed = False
 
     def _add_number(self, name: str, value: float) -> keras.Variable:
         variable = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name=name)
@@ -213,6 +231,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         direction: Sequence[tf.Tensor],
         variables: Sequence[keras.Variable],
         through: keras.optimizers.Optimizer | None = None,
+        decayed: bool = False,
     ) -> None:
         """Moves the variables against a natural-gradient direction: clipping, weight decay, update, EMA.
 
@@ -226,12 +245,25 @@ class NaturalGradient(keras.optimizers.Optimizer):
             direction: one tensor per variable.
             variables: the variables, in the same order.
             through: the optimizer that wraps this one (for loss scales, or beside others), if any.
+            decayed: whether the weight decay of this step has been applied already.
         """
-        self._takes_direction = True
+        self._takes_direction, self._decayed = True, decayed
         try:
             (through or self).apply(direction, variables)
         finally:
-            self._takes_direction = False
+            self._takes_direction = self._decayed = False
+
+    def decay_weights(self, variables: Sequence[keras.Variable]) -> None:
+        """Applies the weight decay of one step, which the next `apply_direction(..., decayed=True)` leaves out.
+
+        Args:
+            variables: the trainable variables.
+        """
+        super()._apply_weight_decay(variables)
+
+    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
+        if not self._decayed:
+            super()._apply_weight_decay(variables)
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Refuses plain gradients; `apply_direction` is the way in.
@@ -257,7 +289,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * tf.cast(gradient, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, the solver serialised, the damping as it is now."""
+        """The constructor's arguments, the solver serialised; the damping as it is now, unless it adapts itself."""
         return super().get_config() | {
             "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
             "solver": to_config(self.solver),

@@ -259,7 +259,7 @@ class LevenbergMarquardt:
             )
 
     def after(self, damping: tf.Tensor, step: tf.Tensor, report: StepReport) -> tf.Tensor:
-        """The damping after a step: a step that had to be shortened or taken back makes it grow at once.
+        """The damping after a step: one that was shortened or taken back, or promised a rise, makes it grow at once.
 
         Args:
             damping: a scalar.
@@ -269,7 +269,7 @@ class LevenbergMarquardt:
         Returns:
             A scalar like `damping`.
         """
-        failed = ~report.accepted | (report.backtracks > 0)
+        failed = ~report.accepted | (report.backtracks > 0) | (report.predicted_decrease < 0)
         ratio = tf.where(failed, tf.constant(-float("inf"), report.reduction_ratio.dtype), report.reduction_ratio)
         return tf.where(failed | tf.equal((step + 1) % self.period, 0), self.adapted(damping, ratio), damping)
 

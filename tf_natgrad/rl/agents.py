@@ -60,7 +60,8 @@ class NaturalPolicyGradient:
     Since an update starts with fresh episodes, no state is seen that lies more than `n_steps` steps from a start: let
     `n_steps` be at least as large as an episode is long.
 
-    The same seed gives the same numbers on the same machine, also if training is interrupted, saved and resumed.
+    The same seed gives the same numbers on the same machine, also if training is interrupted, saved and resumed, where
+    `reset(seed=...)` determines all that an environment does (a wrapper that normalises observations keeps more).
 
     >>> agent = NaturalPolicyGradient("CartPole-v1", n_steps=64, n_envs=2, seed=0)
     >>> agent.learn(total_steps=256, progress=False).updates
@@ -166,10 +167,14 @@ class NaturalPolicyGradient:
                     raise ValueError(_checks.message(name, value, "a number below 1"))
             elif name == "gamma":
                 check_gamma(value)
+                value = float(value)
             elif name == "gae_lambda":
                 check_gae_lambda(value)
+                value = float(value)
             elif not isinstance(value, bool | np.bool_):
                 raise TypeError(_checks.message(name, f"{value!r} ({type(value).__name__})", "True or False"))
+            else:
+                value = bool(value)
             setattr(self, name, value)
 
     def _make(self, env: Any, policy: Policy | None, value_network: keras.Model | None) -> None:
@@ -419,7 +424,8 @@ class NaturalPolicyGradient:
         Args:
             episodes: how many.
             deterministic: whether to take the most probable actions instead of samples.
-            seed: of environments and actions: the same seed gives the same returns.
+            seed: of environments and actions: the same seed gives the same returns. For independent samples take seeds
+                at least 16 apart; see `collect`.
 
         Returns:
             `[episodes]`, float64.

@@ -16,6 +16,8 @@ from tf_natgrad.rl.episodes import Episodes
 from tf_natgrad.rl.policies import Policy, check_policy
 
 _NUM_ENVS = 16
+# Seeds of actions are 32-bit integers, and the environments count on from theirs.
+_LARGEST_SEED = 2**31 - 1 - _NUM_ENVS
 
 
 def collect(
@@ -43,7 +45,8 @@ def collect(
             SAME_STEP.
         policy: a `CategoricalPolicy` or `GaussianPolicy`.
         num_episodes: how many episodes, at least 1.
-        seed: of environments and actions: the same seed gives the same episodes.
+        seed: of environments and actions, a non-negative integer: the same seed gives the same episodes. Environment i
+            starts from `seed + i`: for independent samples take seeds at least 16 apart.
         deterministic: whether to take the most probable action instead of a sample.
         progress: whether to show a progress bar.
 
@@ -58,6 +61,9 @@ def collect(
     """
     check_policy(policy)
     _checks.check_number("num_episodes", num_episodes, minimum=1, integer=True)
+    _checks.check_number("seed", seed, minimum=0, integer=True)
+    if seed > _LARGEST_SEED:
+        raise ValueError(_checks.message("seed", seed, f"at most {_LARGEST_SEED}"))
     with vector_environment(env, min(num_episodes, _NUM_ENVS)) as vector:
         policy.check_action_space(vector.single_action_space)
         return _run(vector, policy, num_episodes, seed, deterministic, progress)

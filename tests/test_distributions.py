@@ -485,9 +485,9 @@ def test_labels_that_do_not_fit_are_refused(name, y, match):
 @pytest.mark.parametrize(
     "weight, match",
     [
-        (np.array([1, 1, 1, 1, 1, -1.0]), "negative, NaN or infinite"),
-        (np.array([1, 1, 1, 1, 1, np.nan]), "negative, NaN or infinite"),
-        (np.array([1, 1, 1, 1, 1, np.inf]), "negative, NaN or infinite"),
+        (np.array([1, 1, 1, 1, 1, -1.0]), "a negative weight"),
+        (np.array([1, 1, 1, 1, 1, np.nan]), "NaN or infinite"),
+        (np.array([1, 1, 1, 1, 1, np.inf]), "NaN or infinite"),
         (np.ones(5), "`sample_weight`"),
         (np.ones((6, 4)), "`sample_weight`.*one weight per example"),
         (np.ones(()), "`sample_weight`"),

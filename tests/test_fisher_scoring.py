@@ -10,11 +10,11 @@ import pytest
 import scipy.optimize
 import scipy.special
 import tensorflow as tf
+import training
 from oracle import difference
 
 import tf_natgrad as ng
 from tf_natgrad.data import load_images
-from tf_natgrad.distributions import Distribution
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.step import LineSearch
 
@@ -105,31 +105,6 @@ def test_least_squares_in_one_step(rng):
     assert difference(np.r_[model.get_weights()[0], model.get_weights()[1][None]], expected) < 1e-6
 
 
-class PoissonPd(Distribution):
-    """Counts, by the logarithm of their mean."""
-
-    fisher_rank = 1
-
-    def log_prob(self, value):
-        z = self.parameters[..., 0]
-        value = tf.reshape(tf.cast(value, z.dtype), tf.shape(z))
-        return value * z - tf.exp(z) - tf.math.lgamma(value + 1.0)
-
-    def sample(self, seed):
-        return tf.random.stateless_poisson(tf.shape(self.parameters), seed, tf.exp(self.parameters))
-
-    def kl(self, other):
-        a, b = self.parameters[..., 0], other.parameters[..., 0]
-        return tf.exp(a) * (a - b) - tf.exp(a) + tf.exp(b)
-
-    def fisher_factor_columns(self):
-        return tf.exp(0.5 * self.parameters)[None]
-
-    def score_factor(self, value):
-        z = self.parameters
-        return tf.exp(0.5 * z) - tf.reshape(tf.cast(value, z.dtype), tf.shape(z)) * tf.exp(-0.5 * z)
-
-
 def test_poisson_regression_is_that_of_scikit_learn(rng):
     from sklearn.linear_model import PoissonRegressor
 
@@ -137,7 +112,7 @@ def test_poisson_regression_is_that_of_scikit_learn(rng):
     y = rng.poisson(np.exp(x @ [0.5, -0.3, 0.2, 0.0] + 0.4))
     reference = PoissonRegressor(alpha=0.0, tol=1e-12, solver="newton-cholesky").fit(x, y)
     model = linear(1)
-    result = fit(model, PoissonPd, (x, y))
+    result = fit(model, training.PoissonPd, (x, y[:, None]))
     assert result.converged and result.iterations < 12
     assert difference(np.concatenate(model.get_weights(), None), [*reference.coef_, reference.intercept_]) < 1e-6
 

@@ -188,7 +188,7 @@ def test_a_run_that_diverges_is_recorded_as_such(script):
     task = script.Task("blog", "digits")
     for contestant, arguments in (
         ("sgd", {"learning_rate": 1e4}),
-        ("gram", {"learning_rate": 1e38, "damping": 1e-3, "solver": "gram"}),
+        ("gram", {"learning_rate": 1e38, "damping": 1e-3, "solver": "gram", "max_kl": None, "line_search": None}),
     ):
         rows = list(script.train(task, script.Run("blog", "digits", contestant, arguments, 0, 1.0, 1)))
         assert rows[-1]["end"] == "diverged" and len(rows) > 1

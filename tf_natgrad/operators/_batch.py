@@ -395,7 +395,7 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: TensorLike, dtype:
     examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
         examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
-    return examples / tf.cast(total, dtype)
+    return examples / (tf.cast(total, dtype) if tf.is_tensor(total) else tf.constant(total, dtype))
 
 
 __all__ = ["Batch", "DataSet", "MicroBatches", "check_inputs", "run_batch", "unpack"]

@@ -163,7 +163,7 @@ class ConjugateGradient(Algorithm):
         precondition = self._precondition(operator)
         limit = self.max_iterations or min(2 * operator.shape[-1], 1000)
         scale = _norm(b)
-        tolerance = tf.maximum(tf.cast(self.atol, tf.float64), self.rtol * scale)
+        tolerance = tf.maximum(tf.constant(self.atol, tf.float64), self.rtol * scale)
 
         x = tf.zeros_like(b) if x0 is None else x0
         r = b if x0 is None else b - multiply(x)

@@ -148,8 +148,8 @@ def test_without_the_regularisers_hessian_it_stalls(monkeypatch):
     regularizer = keras.regularizers.L2(2.0**-7)
     assert fit(linear(kernel_regularizer=regularizer), SOFTMAX, (x, y)).iterations < 8
     monkeypatch.setattr(MODULE._Fit, "penalty_matrix", lambda self: tf.zeros([15, 15], tf.float64))
-    without = fit(linear(kernel_regularizer=regularizer), SOFTMAX, (x, y))
-    assert without.iterations > 16 or not without.converged
+    without = fit(linear(kernel_regularizer=regularizer), SOFTMAX, (x, y), max_iterations=16)
+    assert not without.converged
 
 
 @keras.saving.register_keras_serializable("test_fisher_scoring")

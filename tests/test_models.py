@@ -577,7 +577,7 @@ def fresh_environment():
     return {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", ["graph"])
 def test_float64_models_train_in_float64(mode):
     with cases.precision("float64"):
         data = batch(dtype="float64")

@@ -8,6 +8,7 @@ import math
 import pathlib
 import tempfile
 
+LOGGER = logging.getLogger("tf_natgrad")
 FIGURES = pathlib.Path(__file__).resolve().parent.parent / "figures"
 
 
@@ -69,6 +70,12 @@ def output_folder(arguments: argparse.Namespace, name: str) -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(prefix=f"{name}_")) if arguments.smoke else FIGURES
 
 
+def show_log() -> None:
+    """Lets the person at the terminal see what the scripts and the package log."""
+    logging.basicConfig(format="%(message)s")
+    LOGGER.setLevel(logging.INFO)
+
+
 def set_threads(threads: int) -> None:
     """Sets TensorFlow's threads, which it takes only before its first operation."""
     import tensorflow as tf
@@ -77,6 +84,4 @@ def set_threads(threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
-        logging.getLogger("tf_natgrad").warning(
-            "TensorFlow runs already: its threads stay as they are, not %d", threads
-        )
+        LOGGER.warning("TensorFlow runs already: its threads stay as they are, not %d", threads)

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_dataset, add_recording, check_recording, output_folder, positive
+from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, RED, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
 from tqdm import tqdm
@@ -873,8 +873,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs, records, draws and reports."""
     arguments = parse(argv)
-    logging.basicConfig(format="%(message)s")
-    LOGGER.setLevel(logging.INFO)
+    show_log()
     start = time.perf_counter()
     out = output_folder(arguments, "loss_curvature")
     curvature, density, exact = (out / f"loss_curvature{name}.csv" for name in ("", "_density", "_exact"))

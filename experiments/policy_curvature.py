@@ -28,7 +28,7 @@ from collections.abc import Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_recording, check_recording, output_folder, positive
+from _arguments import add_recording, check_recording, output_folder, positive, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, pyplot, save, set_caption
 from _recording import Recorder, Row, as_text, read_rows
 from tqdm import tqdm
@@ -867,8 +867,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs, records, draws and reports."""
     arguments = parse(argv)
-    logging.basicConfig(format="%(message)s")
-    LOGGER.setLevel(logging.INFO)
+    show_log()
     start = time.perf_counter()
     out = output_folder(arguments, "policy_curvature")
     paths = [out / name for name in FILES]

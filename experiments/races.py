@@ -36,7 +36,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads
+from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
 from tqdm import tqdm
@@ -1063,8 +1063,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs, records, draws and reports."""
     arguments = parse(argv)
-    logging.basicConfig(format="%(message)s")
-    LOGGER.setLevel(logging.INFO)
+    show_log()
     start = time.perf_counter()
     out = output_folder(arguments, "races")
     path, summary = out / "races.csv", out / "races_summary.csv"

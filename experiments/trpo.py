@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import policy_curvature
-from _arguments import add_recording, check_recording, output_folder, set_threads
+from _arguments import add_recording, check_recording, output_folder, set_threads, show_log
 from _drawing import BLUE, GREEN, ORANGE, PURPLE, RED, pyplot, save, set_caption
 from _recording import Key, Recorder, Row, as_text, read_rows
 from policy_curvature import by, column
@@ -643,8 +643,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs, records, draws and reports."""
     arguments = parse(argv)
-    logging.basicConfig(format="%(message)s")
-    LOGGER.setLevel(logging.INFO)
+    show_log()
     start = time.perf_counter()
     out = output_folder(arguments, "trpo")
     runs_path, curves_path, curvature_path = (out / name for name in FILES)

@@ -1,29 +1,21 @@
 """The curvature experiment on scikit-learn's digits: what it records, resumes, draws and refuses."""
 
 import csv
-import importlib
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 OPTIONS = ["--smoke", "--dataset", "digits", "--iterations", "1", "--subsample", "50"]
 NAMES = ("loss_curvature.csv", "loss_curvature_density.csv")
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        module = importlib.import_module("loss_curvature")
-        # Fewer weights than this and the matrix is decomposed whole, which is quick, and Lanczos has its own tests.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "HIDDEN", 5)
-            yield module
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+    # Fewer weights than this and the matrix is decomposed whole, which is quick, and Lanczos has its own tests.
+    with scripts.imported("loss_curvature") as module, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "HIDDEN", 5)
+        yield module
 
 
 @pytest.fixture(scope="module")

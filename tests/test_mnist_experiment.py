@@ -2,13 +2,11 @@
 
 import csv
 import importlib
-import pathlib
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 COLUMNS = (
     "run,dataset,image_size,batch_size,learning_rate,damping,metric,solver,seed,iteration,loss,test_loss,"
     "test_accuracy,seconds"
@@ -18,11 +16,8 @@ OPTIONS = ["--smoke", "--dataset", "digits", "--iterations", "8"]
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield importlib.import_module("mnist_natgrad")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+    with scripts.imported("mnist_natgrad") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,14 @@
 """The policy-curvature experiment, very short: what it records, resumes, draws and refuses."""
 
 import csv
-import importlib
-import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
 pytest.importorskip("gymnasium")
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 OPTIONS = [
     "--smoke",
     "--hidden",
@@ -31,15 +28,10 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        module = importlib.import_module("policy_curvature")
-        # The draws of the null have their own tests, and take most of the time.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "NULL_DRAWS", 0)
-            yield module
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+    # The draws of the null have their own tests, and take most of the time.
+    with scripts.imported("policy_curvature") as module, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "NULL_DRAWS", 0)
+        yield module
 
 
 @pytest.fixture(scope="module")

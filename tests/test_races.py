@@ -3,25 +3,20 @@
 import csv
 import importlib
 import math
-import pathlib
 import resource
-import sys
 
 import keras
 import numpy as np
 import pytest
+import scripts
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 OPTIONS = ["--smoke", "--dataset", "digits", "--contestants", "momentum,gram,defaults"]
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield importlib.import_module("races")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+    with scripts.imported("races") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -2,27 +2,22 @@
 
 import csv
 import importlib
-import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
+import scripts
 
 pytest.importorskip("gymnasium")
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 OPTIONS = ["--smoke", "--env", "CartPole-v1"]
 TIMED = ("steps_per_second", "seconds")
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield importlib.import_module("trpo")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
+    with scripts.imported("trpo") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from tf_natgrad.operators import FactoredRhs, Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver, get
 from tf_natgrad.solvers._base import readable
+from tf_natgrad.step import restore
 
 # The share of two vectors' independence, in curvature, below which the second one is left out of a combination.
 _DEPENDENT = 1e-4
@@ -118,14 +119,13 @@ def batch_direction(
     operator = fisher if undamped else fisher.damped(damping)
     d, info = solver.solve(operator, rhs, x0)
     damping = 0.0 if undamped else operator.damping
-    square = damping * tf.reduce_sum(tf.square(d))
+    if last is not None or kind == "mc":
+        return _at_the_minimum(fisher, rhs, damping, info, [d] if last is None else [d, last])
     form = tf.cast(info.quadratic_form, d.dtype)
     # (F + damping I) d = g + damping shift - residual.
-    slope = form + square + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
+    slope = form + damping * tf.reduce_sum(tf.square(d)) + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
     if shift is not None:
         slope -= damping * tf.reduce_sum(shift * d)
-    if last is not None or (kind == "mc" and micro_batch_size is None):
-        return _at_the_minimum(fisher, rhs, damping, info, [d] if last is None else [d, last])
     return BatchDirection(d, info, fisher, slope, form)
 
 
@@ -231,16 +231,18 @@ def natural_gradient(
         sample_weight = tf.convert_to_tensor(sample_weight)
     is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
     function = _compiled(model, loss, solver, training, is_zero)
-    statistics = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
+    # A batch that is refused leaves no statistics behind.
+    statistics = model.non_trainable_variables
+    before = [tf.identity(v.value) for v in statistics]
     try:
         with _checks.as_value_error():
             value, info = function(x, y, sample_weight, tf.constant(float(damping), tf.float64))
         finite = bool(_checks.is_finite(value))
     except ValueError:
-        _put_back(statistics)
+        restore(statistics, before)
         raise
     if not finite:
-        _put_back(statistics)
+        restore(statistics, before)
         raise ValueError(
             _checks.message(
                 "x, y",
@@ -250,12 +252,6 @@ def natural_gradient(
             )
         )
     return value, readable(info)
-
-
-def _put_back(values: list[tuple[keras.Variable, tf.Tensor]]) -> None:
-    """A batch that was refused leaves no statistics behind."""
-    for variable, value in values:
-        variable.assign(value)
 
 
 class _Functions:

@@ -15,7 +15,7 @@ from tf_natgrad.distributions import Likelihood, likelihood_of
 from tf_natgrad.linearize import call_model, ensure_built
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.step import StepReport, kl_radius, take
+from tf_natgrad.step import StepReport, kl_radius, restore, take
 
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
 _FAR = 1.0
@@ -75,12 +75,11 @@ class NaturalGradientMixin:
         ensure_built(self, x)
         # A forward pass that is not finite spoils the statistics of BatchNorm: they are put back after it.
         statistics = [v for v in self.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
-        before = [(v, tf.convert_to_tensor(v.value)) for v in statistics]
+        before = [tf.convert_to_tensor(v.value) for v in statistics]
         damping = tf.convert_to_tensor(natural.damping.value)
 
         def put_back() -> None:
-            for variable, value in before:
-                variable.assign(value)
+            restore(statistics, before)
 
         with _checks.collected(finite_only_collected=True, undo=put_back) as conditions:
             step = self._plan_step(natural, damping, x, y, sample_weight)

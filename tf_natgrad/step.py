@@ -128,7 +128,7 @@ class LineSearch:
         def attempt(scale: tf.Tensor) -> _Trial:
             trial = _try(objective, move, start, scale)
             holds = self._holds(trial, start, max_kl)
-            tf.cond(holds, lambda: tf.constant(True), lambda: _restore(variables, before))
+            tf.cond(holds, lambda: None, lambda: restore(variables, before))
             return trial._replace(holds=holds)
 
         def again(backtracks: tf.Tensor, trial: _Trial) -> tuple[tf.Tensor, _Trial]:
@@ -314,10 +314,15 @@ def _like(tensor: tf.Tensor, value: TensorLike) -> tf.Tensor:
     return tf.cast(value, tensor.dtype) if tf.is_tensor(value) else tf.convert_to_tensor(value, tensor.dtype)
 
 
-def _restore(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> tf.Tensor:
+def restore(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
+    """Puts variables back to earlier values, bit for bit.
+
+    Args:
+        variables: Keras or TensorFlow variables.
+        values: one tensor each.
+    """
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
-    return tf.constant(True)
 
 
-__all__ = ["LevenbergMarquardt", "LineSearch", "Objective", "StepReport", "kl_radius", "take"]
+__all__ = ["LevenbergMarquardt", "LineSearch", "Objective", "StepReport", "kl_radius", "restore", "take"]

@@ -14,11 +14,21 @@ ROOT = pathlib.Path(tf_natgrad.__file__).parent
 
 # A module imports from its own row and from the rows above. The first name that fits is a module's row.
 LAYERS = [
-    {"_typing", "_checks", "parameters"},
+    {"_typing", "_checks", "errors", "parameters"},
     {"distributions"},
     {"linearize", "gram", "operators"},
     {"solvers", "spectrum"},
-    {"step", "optimizers", "_direction", "models", "fisher_scoring", "callbacks"},
+    {
+        "step",
+        "optimizers",
+        "_planning",
+        "_direction",
+        "_train_function",
+        "natural_gradient",
+        "models",
+        "fisher_scoring",
+        "callbacks",
+    },
     {"rl", "data"},
 ]
 # Within a row, what else is forbidden: importer -> imported.
@@ -29,7 +39,10 @@ FORBIDDEN = {
     "spectrum": {"solvers"},
     "step": {"optimizers", "_direction", "models"},
     "optimizers": {"models", "_direction"},
-    "_direction": {"models"},
+    "_planning": {"_direction", "optimizers", "models"},
+    "_direction": {"models", "_train_function", "natural_gradient"},
+    "natural_gradient": {"models", "optimizers", "_train_function"},
+    "_train_function": {"models", "optimizers", "_direction"},
     "data": {"rl"},
     "rl": {"data"},
 }

@@ -1,7 +1,6 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
 from tf_natgrad import callbacks, distributions, operators, parameters, rl, solvers, spectrum
-from tf_natgrad._direction import natural_gradient
 from tf_natgrad.fisher_scoring import fisher_scoring
 from tf_natgrad.models import (
     NaturalGradientMixin,
@@ -9,6 +8,7 @@ from tf_natgrad.models import (
     NaturalGradientSequential,
     natural_gradient_model,
 )
+from tf_natgrad.natural_gradient import natural_gradient
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.step import LevenbergMarquardt, LineSearch
 

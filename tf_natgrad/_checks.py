@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tf_natgrad import errors
+
 _LOGGER = logging.getLogger("tf_natgrad")
 _logged: set[str] = set()
 _collectors: list[_Collector] = []
 
-# Marks the messages of this package inside TensorFlow's own error text.
-_OPEN, _CLOSE = "[tf_natgrad] ", " [/tf_natgrad]"
+# Marks the messages of this package, and the class of the error, inside TensorFlow's own error text.
+_OPEN, _CLOSE = "[tf_natgrad {}] ", " [/tf_natgrad]"
+_MARKED = re.compile(r"\[tf_natgrad (\w+)\] (.*?) \[/tf_natgrad\]", re.DOTALL)
 
 
 def message(argument: str, received: object, expected: str, remedy: str = "") -> str:
@@ -95,8 +99,13 @@ def check_rank_one(argument: str, value: tf.Tensor, size: int | None) -> None:
         raise ValueError(message(argument, f"shape {tuple(value.shape)}", f"shape [{'m' if size is None else size}]"))
 
 
-def require(condition: tf.Tensor, text: str) -> None:
+def require(condition: tf.Tensor, text: str, error: type[ValueError] = ValueError) -> None:
     """Refuses with `text` unless the scalar boolean `condition` holds.
+
+    Args:
+        condition: a scalar boolean.
+        text: the message.
+        error: the class of the error, `ValueError` or one of `tf_natgrad.errors`.
 
     Raises:
         ValueError: at once, where the condition has a value; in a graph an assertion is added instead.
@@ -107,14 +116,14 @@ def require(condition: tf.Tensor, text: str) -> None:
         if not static:
             if undo is not None:
                 undo()
-            raise ValueError(text)
+            raise error(text)
     else:
         undone = condition
         if undo is not None:
             undone = tf.cond(condition, lambda: True, lambda: (undo(), True)[1])
         # The error ends the graph: what is to be undone comes before it.
         with tf.control_dependencies([undone]):
-            assertion = tf.debugging.Assert(condition, [_OPEN + text + _CLOSE], summarize=1)
+            assertion = tf.debugging.Assert(condition, [_OPEN.format(error.__name__) + text + _CLOSE], summarize=1)
         if _collectors:
             # What depends on the condition comes after the assertion, and so does its error.
             with tf.control_dependencies([assertion]):
@@ -166,9 +175,14 @@ def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
     return tf.reduce_all([tf.math.is_finite(s) for s in sums]) if sums else tf.constant(True)
 
 
-def log_once(text: str) -> None:
-    """Logs a warning the first time that its first twenty characters come up, and not again."""
-    key = text[:20]
+def log_once(text: str, key: str | None = None) -> None:
+    """Logs a warning the first time that its key comes up, and not again.
+
+    Args:
+        text: the warning.
+        key: what it is told by; by default its first twenty characters, which numbers later in the text leave alone.
+    """
+    key = text[:20] if key is None else key
     if key not in _logged:
         _logged.add(key)
         _LOGGER.warning("%s (logged once)", text)
@@ -176,7 +190,7 @@ def log_once(text: str) -> None:
 
 @contextlib.contextmanager
 def as_value_error():
-    """Turns a failed assertion of `require` into a `ValueError` with the same text.
+    """Turns a failed assertion of `require` into the error that it stands for, with the same text.
 
     Yields:
         Nothing.
@@ -187,9 +201,10 @@ def as_value_error():
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
-        text = str(error)
-        if _OPEN not in text or _CLOSE not in text:
+        found = _MARKED.search(str(error))
+        if found is None:
             raise
-        text = text.split(_OPEN, 1)[1].split(_CLOSE, 1)[0]
+        name, text = found.groups()
         # TensorFlow escapes quotes.
-        raise ValueError(text.replace("\\'", "'").replace('\\"', '"')) from None
+        text = text.replace("\\'", "'").replace('\\"', '"')
+        raise errors.BY_NAME.get(name, ValueError)(text) from None

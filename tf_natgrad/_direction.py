@@ -10,12 +10,9 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
-from tf_natgrad.distributions import likelihood_of
 from tf_natgrad.operators import FactoredRhs, Fisher
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.solvers import Solver, get
-from tf_natgrad.solvers._base import readable
-from tf_natgrad.step import restore
+from tf_natgrad.solvers import Solver
 
 # The share of two vectors' independence, in curvature, below which the second one is left out of a combination.
 _DEPENDENT = 1e-4
@@ -169,129 +166,6 @@ def _at_the_minimum(
     return BatchDirection(value, info, fisher, slope, form)
 
 
-@tf.autograph.experimental.do_not_convert
-def natural_gradient(
-    model: keras.Model,
-    loss: LossLike,
-    x: Any,
-    y: TensorLike,
-    sample_weight: TensorLike | None = None,
-    damping: float = 0.1,
-    solver: str | Solver = "auto",
-    training: bool = True,
-) -> tuple[tf.Tensor, Any]:
-    """The natural gradient `(F + damping I)^-1 g` of one batch, for a training loop of one's own.
-
-    `g` is the gradient of the loss (regularisers included) and `F` the exact Fisher of the batch, both in the
-    scale of the loss. The computation is compiled once per shape of the batch and kept with the model.
-
-    >>> import keras, numpy as np
-    >>> from tf_natgrad.parameters import FlatParameters
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
-    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    >>> x, y = np.ones((4, 3), "float32"), np.array([0, 1, 1, 1])
-    >>> direction, info = natural_gradient(model, loss, x, y, damping=0.1)
-    >>> flat = FlatParameters(model.trainable_variables)
-    >>> flat.assign(flat.read() - 0.7 * direction)
-    >>> info.solver
-    'Gram'
-
-    Args:
-        model: a Keras model with one output, or a subclassed one that was called once.
-        loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
-        x: the inputs of the batch.
-        y: its labels, as the loss takes them.
-        sample_weight: non-negative weights of the examples, or `None`.
-        damping: a number >= 0, added to the diagonal of the Fisher; 0 gives the pseudo-inverse.
-        solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`.
-        training: the mode in which the model is called, once. With `True`, as in `fit`, BatchNorm statistics move.
-
-    Returns:
-        `(direction, info)`: `[n]`, laid out as `FlatParameters(model.trainable_variables)`, to be subtracted from
-        the weights; and the solver's report. The weights are left as they are.
-
-    Raises:
-        ValueError: if an argument does not fit, or the result is not finite.
-        TypeError: if an argument is of the wrong type.
-
-    References:
-        S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998), theorem 1.
-    """
-    solver = get(solver)
-    known = not (tf.is_tensor(damping) or hasattr(damping, "assign"))
-    if known or tf.executing_eagerly():
-        value = damping if known else float(damping)
-        _checks.check_number("damping", value, minimum=0.0, remedy="Pass `damping=0.1`, or 0 for the pseudo-inverse.")
-    if not tf.executing_eagerly():
-        result = batch_direction(model, loss, x, y, sample_weight, damping=damping, solver=solver, training=training)
-        return result.value, result.info
-    x = tf.nest.map_structure(tf.convert_to_tensor, x)
-    y = tf.convert_to_tensor(y)
-    if sample_weight is not None:
-        sample_weight = tf.convert_to_tensor(sample_weight)
-    is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
-    function = _compiled(model, loss, solver, training, is_zero)
-    # A batch that is refused leaves no statistics behind.
-    statistics = model.non_trainable_variables
-    before = [tf.identity(v.value) for v in statistics]
-    try:
-        with _checks.as_value_error():
-            value, info = function(x, y, sample_weight, tf.constant(float(damping), tf.float64))
-        finite = bool(_checks.is_finite(value))
-    except ValueError:
-        restore(statistics, before)
-        raise
-    if not finite:
-        restore(statistics, before)
-        raise ValueError(
-            _checks.message(
-                "x, y",
-                "a batch whose natural gradient is not finite",
-                "finite losses, gradients and curvature",
-                "Look for overflow in the model's outputs, or raise `damping`.",
-            )
-        )
-    return value, readable(info)
-
-
-class _Functions:
-    """The compiled directions of one model, kept as an attribute of it and gone with it."""
-
-    name = "_tf_natgrad_functions"
-
-    def __init__(self):
-        self.table: dict[tuple, tuple[Any, Any]] = {}
-
-
-def _compiled(model: keras.Model, loss: LossLike, solver: Solver, training: bool, undamped: bool) -> Any:
-    functions = getattr(model, _Functions.name, None)
-    if functions is None:
-        functions = _Functions()
-        object.__setattr__(model, _Functions.name, functions)
-    likelihood = likelihood_of(loss)
-    variables = tuple(id(v) for v in model.trainable_variables)
-    key = (loss if isinstance(loss, str) else id(loss), solver, training, undamped, variables)
-    if key not in functions.table:
-
-        @tf.function(autograph=False)
-        def direction(x, y, sample_weight, damping):
-            result = batch_direction(
-                model,
-                likelihood,
-                x,
-                y,
-                sample_weight,
-                damping=0 if undamped else damping,
-                solver=solver,
-                training=training,
-            )
-            return result.value, result.info
-
-        # The loss is kept alive with its key: an id may be used again.
-        functions.table[key] = direction, loss
-    return functions.table[key][0]
-
-
 def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:
     """The gradient of the weight regularisers.
 
@@ -331,4 +205,4 @@ def refuse_activity_losses(model: ModelLike) -> None:
         )
 
 
-__all__ = ["BatchDirection", "batch_direction", "natural_gradient", "penalty_gradient", "refuse_activity_losses"]
+__all__ = ["BatchDirection", "batch_direction", "penalty_gradient", "refuse_activity_losses"]

@@ -11,12 +11,18 @@ import tensorflow as tf
 from tf_natgrad._typing import ModelLike, TensorLike, TensorList
 from tf_natgrad.parameters import FlatParameters
 
+# Spacing of the numbers above one.
+_ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_TF32_ROUNDING = 2.0**-10
+
 # A tape of the map `u -> J^T u`, its argument, and its value.
 _Transpose = tuple[tf.GradientTape, tf.Tensor, list[tf.Tensor]]
 
 # Examples times parameters beyond which vectors taken at once save nothing: their products are then large matrix
 # products already, and batched ones are slower.
 _VECTORIZED_WORK = 1 << 22
+# Rows up to which a loop in Python takes less time than tracing does.
+_FEW_ROWS = 2
 
 
 class Linearization:
@@ -29,6 +35,7 @@ class Linearization:
     Attributes:
         outputs: `z`, `[N, ..., C]`.
         flat_parameters: the layout of `[n]`.
+        rounding: the spacing of the numbers above one, in the coarsest arithmetic of the pass.
 
     Args:
         outputs: a tensor recorded on `tape`.
@@ -41,6 +48,7 @@ class Linearization:
         layers = list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else []
         # float16 underflows at 6e-8: the products then keep within its range.
         self._float16 = any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers)
+        self.rounding = _rounding(flat_parameters.dtype, layers)
         # TensorFlow vectorises neither the kernel gradient of a grouped convolution nor second derivatives of loops.
         self._vectorizes = all(
             getattr(layer, "groups", 1) == 1
@@ -58,6 +66,11 @@ class Linearization:
         if not self._eager:
             # Recorded before any loop that uses it; what a graph does not use is pruned.
             self.prepare_jvp()
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the pass ran eagerly, and this is eager code too: its tensors have values."""
+        return self._eager and tf.executing_eagerly()
 
     def prepare_jvp(self) -> None:
         """Records the backward pass that `jvp` differentiates; to be called outside of loops, once is enough."""
@@ -135,6 +148,8 @@ class Linearization:
         Returns:
             What `function` returned, stacked.
         """
+        if tf.executing_eagerly() and rows.shape[0] <= _FEW_ROWS:
+            return tf.nest.map_structure(lambda *parts: tf.stack(parts), *map(function, rows))
         if self._vectorizes:
             return tf.vectorized_map(function, rows)
         return tf.map_fn(function, rows, parallel_iterations=1, fn_output_signature=signature)
@@ -203,6 +218,16 @@ def linearize(
     # A model's variables may not exist before its first call.
     flat_parameters = flat_parameters or FlatParameters(model.trainable_variables)
     return Linearization(outputs, tape, flat_parameters, model)
+
+
+def _rounding(dtype: tf.DType, layers: list[keras.layers.Layer]) -> float:
+    inner = [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
+    # A container computes nothing: its own policy may be any.
+    leaves = [layer for layer in inner if not list(layer._flatten_layers(include_self=False))]
+    names = {dtype.name, *(getattr(leaf, "compute_dtype", None) for leaf in leaves)}
+    coarsest = max(_ROUNDING.get(name, 0.0) for name in names)
+    on_gpu = tf.config.experimental.tensor_float_32_execution_enabled() and tf.config.list_physical_devices("GPU")
+    return max(coarsest, _TF32_ROUNDING) if on_gpu and coarsest == _ROUNDING["float32"] else coarsest
 
 
 def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:

@@ -11,23 +11,14 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
+from tf_natgrad._planning import plan_solver
+from tf_natgrad._train_function import NOT_FINITE, TrainFunction
 from tf_natgrad.distributions import Likelihood, likelihood_of
 from tf_natgrad.linearize import call_model, ensure_built
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.parameters import FlatParameters
+from tf_natgrad.solvers import Solver
 from tf_natgrad.step import StepReport, kl_radius, restore, take
-
-# Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
-_FAR = 1.0
-_TOO_FAR = (
-    "A step of natural gradient moves the outputs' distribution by {:.1f} nats (KL), too far for the "
-    "quadratic model that it rests on, and the loss may rise. Raise `damping`, or set `max_kl` (0.1, say)."
-)
-_NOT_FINITE = (
-    "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
-    "range; the weights were left as they were. Check the batch, lower the learning rate or raise `damping`; or pass "
-    "`on_nonfinite='skip'` to leave such batches out."
-)
 
 
 class NaturalGradientMixin:
@@ -124,26 +115,35 @@ class NaturalGradientMixin:
         """
         if self.train_function is not None and not force:
             return self.train_function
-        super().make_train_function(force)
         natural = natural_gradient_optimizer(self)
-        if natural is not None:
-            step = self.train_function
-            # XLA drops assertions; there the count of steps left out tells.
-            watched = self.jit_compile and natural.on_nonfinite == "raise"
+        if natural is None:
+            super().make_train_function(force)
+            return None
 
-            def train_function(iterator: Any) -> Any:
-                before = int(natural.skipped_steps) if watched else 0
-                with _checks.as_value_error():
-                    logs = step(iterator)
-                if watched and int(natural.skipped_steps) > before:
-                    raise ValueError(_NOT_FINITE)
-                # Within a limit that is measured there is nothing to look at, and to wait for.
-                if (natural.max_kl is None or natural.line_search is None) and logs["kl"] > _FAR:
-                    _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
-                return logs
+        def keras_function() -> Callable:
+            own = self.train_function
+            super(NaturalGradientMixin, self).make_train_function(force=True)
+            made, self.train_function = self.train_function, own
+            return made
 
-            self.train_function = train_function
+        self.train_function = TrainFunction(self, natural, keras_function, self._plan_solver)
         return None
+
+    def _plan_solver(self, data: tuple) -> tuple[Solver, bool]:
+        """The solver for batches like this one, and whether that was checked to the end."""
+        natural = natural_gradient_optimizer(self)
+        _refuse_replicas()
+        x, y, sample_weight = data
+        ensure_built(self, x)
+        return plan_solver(
+            self,
+            self._likelihood(),
+            (x, y) if sample_weight is None else (x, y, sample_weight),
+            solver=natural.solver,
+            training=True,
+            variables=self._natural_variables(natural),
+            kind=natural.fisher,
+        )
 
     def _likelihood(self) -> Likelihood:
         if type(self).compute_loss is not keras.Model.compute_loss:
@@ -208,7 +208,7 @@ class NaturalGradientMixin:
             y,
             sample_weight,
             damping=damping,
-            solver=natural.solver,
+            solver=getattr(self.train_function, "planned", None) or natural.solver,
             training=not in_parts,
             variables=variables,
             kind=natural.fisher,
@@ -480,7 +480,7 @@ def _refuse_nonfinite(x: Any, y: Any, sample_weight: Any, finite: tf.Tensor) -> 
         remedy = "Clean the batch, or leave such batches out with `on_nonfinite='skip'`."
         _checks.require(own, _checks.message(name, "NaN or infinite values", "finite values", remedy))
         clean &= own
-    _checks.require(finite | ~clean, _NOT_FINITE)
+    _checks.require(finite | ~clean, NOT_FINITE)
 
 
 def _refuse_replicas() -> None:

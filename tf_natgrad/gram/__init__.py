@@ -3,5 +3,17 @@
 from tf_natgrad.gram._base import LayerCall, Rule, WeightGradientRule
 from tf_natgrad.gram.capture import Record, capture
 from tf_natgrad.gram.registry import register_rule, rule_for
+from tf_natgrad.gram.self_check import CAUSE, gram_mismatch, tolerated_mismatch
 
-__all__ = ["LayerCall", "Record", "Rule", "WeightGradientRule", "capture", "register_rule", "rule_for"]
+__all__ = [
+    "CAUSE",
+    "LayerCall",
+    "Record",
+    "Rule",
+    "WeightGradientRule",
+    "capture",
+    "gram_mismatch",
+    "register_rule",
+    "rule_for",
+    "tolerated_mismatch",
+]

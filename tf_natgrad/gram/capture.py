@@ -96,7 +96,7 @@ class Record:
         Raises:
             ValueError: where `refusal_for` says why not.
         """
-        refusal = self.refusal_for(linearization.flat_parameters)
+        refusal = self.refusal_for(linearization.flat_parameters, linearization.outputs.shape[0])
         if refusal is not None:
             raise ValueError(refusal)
         dtype = linearization.flat_parameters.dtype
@@ -120,11 +120,12 @@ class Record:
         summaries = _in_chunks_of_columns(summaries_of, columns, at_once) if chunked else summaries_of(columns)
         return tf.add_n([r.gram(calls, s, dtype) for r, calls, s in zip(rules, groups, summaries, strict=True)])
 
-    def refusal_for(self, flat_parameters: FlatParameters) -> str | None:
+    def refusal_for(self, flat_parameters: FlatParameters, examples: int | None = None) -> str | None:
         """Why the Gram matrix of these variables does not exist for this pass, with what to do, or `None`.
 
         Args:
             flat_parameters: the variables of the Gram matrix.
+            examples: of the batch, where that is known.
 
         Returns:
             The reason in words.
@@ -138,7 +139,20 @@ class Record:
                 "The Gram solver takes the trainable variables of a layer together, and each of them must belong to a "
                 f"layer that the model calls; here this fails for: {', '.join(odd)}. Use `solver=ConjugateGradient()`."
             )
-        return self.refusal or next((call.refusal for call in calls if call.refusal), None)
+        found = self.refusal or next((call.refusal for call in calls if call.refusal), None)
+        if found is None and examples is not None:
+            found = next(
+                (_folding(call, examples) for call in calls if call.output.shape[0] not in (None, examples)), None
+            )
+        return found
+
+
+def _folding(call: LayerCall, examples: int) -> str:
+    return (
+        f"Layer {call.layer.name!r} is called on {call.output.shape[0]} rows where the batch has {examples} examples: "
+        f"the Gram solver cannot tell which row belongs to which example. {_WAY_OUT}, or keep the examples in the "
+        "first axis (Dense and most other layers take inputs `[N, T, D]`)."
+    )
 
 
 def _rule_for_group(calls: list[LayerCall]) -> Rule:

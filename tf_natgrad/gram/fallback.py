@@ -108,10 +108,18 @@ def _layer_vjp(
         tape.watch(values)
         with keras.StatelessScope(state_mapping=list(zip(own, values, strict=True))):
             output = call.layer(*args, **kwargs)
+    scale = tf.ones([], cotangent.dtype)
+    if output.dtype == tf.float16:
+        # It underflows at 6e-8: what goes through it is of order one.
+        largest = tf.reduce_max(tf.abs(cotangent))
+        scale = tf.where(largest > 0, largest, scale)
     gradients = tape.gradient(
-        output, values, output_gradients=cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        output,
+        values,
+        output_gradients=tf.cast(cotangent / scale, output.dtype),
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
-    found = {id(v): tf.convert_to_tensor(g) for v, g in zip(own, gradients, strict=True)}
+    found = {id(v): tf.cast(g, cotangent.dtype) * scale for v, g in zip(own, gradients, strict=True)}
     return [found[id(v)] if id(v) in found else tf.zeros(v.shape, v.dtype) for v in variables]
 
 

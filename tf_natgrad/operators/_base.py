@@ -69,6 +69,11 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         """Whether the matrix is positive semi-definite by construction."""
         return False
 
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether products use one recorded pass, rather than a pass over many batches for each."""
+        return True
+
     @abc.abstractmethod
     def _product(self, vector: tf.Tensor) -> tf.Tensor:
         """The product with a vector `[n]`, as graph code."""
@@ -310,6 +315,11 @@ class FactoredOperator(CurvatureOperator):
         """Why `gram` is refused for this operator, or `None`."""
         return None
 
+    @property
+    def rounding(self) -> float:
+        """The spacing of the numbers above one, in the arithmetic that forms the Gram matrix."""
+        return float(np.finfo(self.dtype.as_numpy_dtype).eps)
+
     @abc.abstractmethod
     def _gram(self) -> tf.Tensor:
         """`K = A A^T`, as graph code."""
@@ -328,7 +338,12 @@ class FactoredOperator(CurvatureOperator):
 
         Returns:
             A symmetric matrix, formed layer by layer, without the Jacobian.
+
+        Raises:
+            ValueError: where `gram_refusal` says why there is none.
         """
+        if self.gram_refusal is not None:
+            raise ValueError(self.gram_refusal)
         return self.compiled("gram", self._gram)()
 
     @_plain_python

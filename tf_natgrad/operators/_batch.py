@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tf_natgrad import _checks
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
-from tf_natgrad.gram import Record, capture
+from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
 from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
@@ -41,6 +41,7 @@ class Batch:
         likelihood: the loss.
         training: the mode in which the model was called.
         factor: the output-space factor of the operator that uses the batch, if it has one.
+        gram_checked: whether the Gram matrix of the recorded calls was found to be that of the Jacobian.
     """
 
     x: Any
@@ -54,6 +55,29 @@ class Batch:
     likelihood: Likelihood
     training: bool
     factor: OutputFactor | None = None
+    gram_checked: bool = False
+
+    def gram_refusal(self) -> str | None:
+        """Why there is no Gram matrix, or `None`; where values are at hand, by a random product as well.
+
+        Returns:
+            The reason in words.
+        """
+        linear = self.linearization
+        refusal = self.record.refusal_for(linear.flat_parameters, linear.outputs.shape[0])
+        if refusal is not None or self.gram_checked or not linear.has_values:
+            return refusal
+        mismatch = float(gram_mismatch(self.record, linear, tf.sign(self.output_weights)))
+        tolerated = tolerated_mismatch(linear)
+        # NaN says nothing, and is refused elsewhere.
+        self.gram_checked = mismatch <= tolerated
+        if mismatch > tolerated:
+            self.record.refusal = (
+                f"The Gram matrix that is formed from the recorded calls of the layers is off by {mismatch:.1e} of its "
+                f"trace, where rounding allows {tolerated:.1e}: {CAUSE}. Use `solver='auto'`, `'cg'` or, for few "
+                "weights, `'svd'`."
+            )
+        return self.record.refusal
 
     @property
     def output_weights(self) -> tf.Tensor:

@@ -153,6 +153,10 @@ class ModelOperator(CurvatureOperator):
         return self._sum_over_batches("matmul", of_batch, rows, rows)
 
     @property
+    def is_one_batch(self) -> bool:
+        return self._source.batch is not None
+
+    @property
     def _step_by_step(self) -> bool:
         return self._source.parts is not None and self._source.parts.progress
 
@@ -268,7 +272,16 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
     def gram_refusal(self) -> str | None:
         if self._source.batch is None:
             return "The Gram matrix of a data set of many batches is not formed. Use `solver=ConjugateGradient()`."
-        return self.batch.record.refusal_for(self._flat)
+        return self.batch.gram_refusal()
+
+    @property
+    def gram_checked(self) -> bool:
+        """Whether the Gram matrix was found to be that of the Jacobian; known in eager code, once it was asked for."""
+        return self._source.batch is not None and self._source.batch.gram_checked
+
+    @property
+    def rounding(self) -> float:
+        return super().rounding if self._source.batch is None else self._source.batch.linearization.rounding
 
     @tf.autograph.experimental.do_not_convert
     def loss_gradient(self, y: TensorLike | None = None, sample_weight: TensorLike | None = None) -> FactoredRhs:

@@ -2,7 +2,7 @@
 
 from tf_natgrad.solvers._base import Solution, Solver
 from tf_natgrad.solvers._registry import get, to_config
-from tf_natgrad.solvers.auto import Auto
+from tf_natgrad.solvers.auto import Auto, Planned
 from tf_natgrad.solvers.conjugate_gradient import CGInfo, ConjugateGradient, StopReason
 from tf_natgrad.solvers.gram import Gram, GramInfo
 from tf_natgrad.solvers.svd import SVDInfo, SVDPseudoInverse
@@ -13,6 +13,7 @@ __all__ = [
     "ConjugateGradient",
     "Gram",
     "GramInfo",
+    "Planned",
     "SVDInfo",
     "SVDPseudoInverse",
     "Solution",

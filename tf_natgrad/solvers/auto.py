@@ -23,7 +23,9 @@ class Auto(Solver):
 
     * `SVDPseudoInverse` where the network has fewer parameters than the Gram matrix rows, and at most 500;
     * `Gram` up to 20,000 rows;
-    * `ConjugateGradient` beyond that, or where the Gram matrix does not exist.
+    * `ConjugateGradient` beyond that;
+    * where the Gram matrix does not exist, or would be wrong: `SVDPseudoInverse` for at most 500 parameters and one
+      batch, else `ConjugateGradient`, to the relative residual `rtol`.
 
     Args:
         rcond: passed on to `Gram` and `SVDPseudoInverse`.
@@ -57,7 +59,7 @@ class Auto(Solver):
         if rows is not None and n < rows and n <= DENSE_SIZE_LIMIT:
             return SVDPseudoInverse(self.rcond), f"{n} parameters are fewer than {rows} rows of the Gram matrix"
         if base.gram_refusal is not None:
-            return self._cg, base.gram_refusal
+            return self.without_gram(n if base.is_one_batch else None, base.gram_refusal)
         if rows is None:
             return self._gram, "the batch size is not known while tracing"
         if rows > GRAM_ROWS_LIMIT:
@@ -67,5 +69,45 @@ class Auto(Solver):
             )
         return self._gram, f"{rows} rows of the Gram matrix, at most {GRAM_ROWS_LIMIT:,}"
 
+    def without_gram(self, size: int | None, refusal: str) -> tuple[Algorithm, str]:
+        """The algorithm where the Gram matrix does not exist, or would be wrong, and the reason.
 
-__all__ = ["Auto"]
+        Args:
+            size: the number of parameters, or `None` where the dense matrix would take a pass over the data per column.
+            refusal: why there is no Gram matrix.
+
+        Returns:
+            `(algorithm, why)`.
+        """
+        if size is not None and size <= DENSE_SIZE_LIMIT:
+            return SVDPseudoInverse(self.rcond), f"{size} parameters allow for the dense matrix. {refusal}"
+        return self._cg, f"conjugate gradients, to a relative residual of {self.rtol:g}. {refusal}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Solver):
+    """A choice that was made on a batch at hand, for the operators of a trace, which does not know as much.
+
+    Args:
+        algorithm: the solver that was chosen.
+        why: the reason.
+        otherwise: what chooses anew where an operator refuses that algorithm: a trace may see what eager code does not.
+    """
+
+    algorithm: Algorithm
+    why: str
+    otherwise: Solver
+
+    @property
+    def supports_jit(self) -> bool:
+        return self.algorithm.supports_jit
+
+    def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
+        """The algorithm that was chosen, unless this operator has no Gram matrix for it; see `Solver.choose`."""
+        base, _, _ = undamped(operator)
+        if isinstance(self.algorithm, Gram) and base.gram_refusal is not None:
+            return self.otherwise.choose(operator)
+        return self.algorithm, self.why
+
+
+__all__ = ["Auto", "Planned"]

@@ -9,12 +9,23 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.errors import GramMismatchError
+from tf_natgrad.gram import CAUSE
 from tf_natgrad.operators import FactoredOperator, FactoredRhs
-from tf_natgrad.solvers._base import Algorithm, undamped
+from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 from tf_natgrad.solvers.svd import check_rcond, poison_unless
 
 # Share of the gradient that may be cut off without a word.
 _NOTABLE_ENERGY = 0.01
+# Roundings by which `x^T K x` and `|A^T x|^2` may differ, relative to `|x|^2 |K|_F`. Relative to `|A^T x|^2` alone
+# correct systems that are singular would be refused.
+_ROUNDINGS = 10.0
+# Steps of the power method for each end of the spectrum.
+_POWER_STEPS = 12
+_MISMATCH = (
+    f"The Gram matrix of this batch does not give the direction that it stands for: {CAUSE}. The step was not taken. "
+    "Use `solver='auto'`, `'cg'` or, for few weights, `'svd'`."
+)
 
 
 class GramInfo(NamedTuple):
@@ -24,9 +35,10 @@ class GramInfo(NamedTuple):
         solver: its name.
         rows: m, the size of the Gram matrix.
         rank: number of eigenvalues used (with damping, or with Cholesky: all rows of non-zero weight).
-        condition_number: of the (damped) Gram matrix on the span used; after Cholesky a lower bound of it, the
-            squared ratio of the extreme pivots.
-        discarded_gradient_energy: share of the gradient's squared norm that `rcond` cut off.
+        condition_number: of the (damped) Gram matrix on the span used; after an undamped Cholesky estimated by the
+            power method, from below; after a damped one only a lower bound, the squared ratio of the extreme pivots.
+        discarded_gradient_energy: without damping, the share of the gradient's squared norm outside of the span used:
+            what `rcond` cut off, and of a plain vector also what is not in the range of `A^T`.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
         used_eigh: whether the eigendecomposition was needed, Cholesky being impossible (or not safe at `rcond`).
         used_float64: whether it was done in float64, the damping being below float32's rounding of the Gram matrix.
@@ -52,8 +64,8 @@ class GramInfo(NamedTuple):
             )
         if self.used_eigh and self.discarded_gradient_energy > _NOTABLE_ENERGY:
             _checks.log_once(
-                f"Gram cut off what carried {self.discarded_gradient_energy:.1%} of the gradient's squared "
-                "norm, in eigenvalues below rcond; a damping above zero keeps it."
+                f"Gram left out what carried {self.discarded_gradient_energy:.1%} of the gradient's squared "
+                "norm, in eigenvalues below rcond or outside of the range of A^T; a damping above zero keeps it."
             )
         return self
 
@@ -66,6 +78,9 @@ class Gram(Algorithm):
     the solution is `d0 + A^T (K + damping I)^-1 (u - A d0)`; without damping it is the pseudo-inverse,
     `A^T K^+ u`. Neither subtracts large numbers. A plain vector `g` is taken as `d0 = g / damping`, which does: its
     error grows like `1 / damping`.
+
+    Each solution `d = A^T x` is checked: `x^T K x` and `|d|^2` are the same number where `K` is `A A^T`. Where they
+    differ by more than rounding the step is refused, as a `GramMismatchError`.
 
     Cholesky is used where it is safe: with damping wherever it succeeds, without damping where a bound on the
     condition number shows that no eigenvalue lies below `rcond` times the largest. Elsewhere the
@@ -84,7 +99,7 @@ class Gram(Algorithm):
             `SVDPseudoInverse(rcond)` gives the same answer.
 
     Raises:
-        ValueError: if `rcond` is not in [0, 1).
+        ValueError: if `rcond` is not in [0, 1); on solving, if the operator has no Gram matrix, or a wrong one.
 
     References:
         Y. Ren, D. Goldfarb, "Efficient subsampled Gauss-Newton and natural gradient methods for training neural
@@ -127,6 +142,10 @@ class Gram(Algorithm):
             c = apply(b)
             return c if image is None else c + tf.where(damping > 0, tf.zeros_like(c), apply(apply(image)))
 
+        # The squared norm of a gradient that is not in the range of A^T alone, where it is asked for.
+        whole = None
+        if image is not None:
+            whole = tf.cond(damping > 0, lambda: zero, lambda: tf.reduce_sum(tf.square(_gradient(base, rhs))))
         pivots = tf.linalg.diag_part(gram)
         live = pivots > 0
         # Rows of weight zero stay out of the solution; any positive pivot will do for them.
@@ -139,10 +158,15 @@ class Gram(Algorithm):
 
         def by_cholesky():
             c = finish(lambda x: tf.linalg.cholesky_solve(cholesky, x[:, None])[:, 0])
-            bound = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
-            # K c, without another product: (K + damping) c = b. Without damping `finish` may have added to c.
-            image_of_c = b - damping * c if image is None else tf.linalg.matvec(gram, c)
-            return c, image_of_c, tf.reduce_sum(tf.cast(live, tf.int32)), bound, zero
+            condition = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
+            discarded = zero
+            if not static:
+                condition = tf.cond(damping > 0, lambda: condition, lambda: _condition_number(regular, cholesky))
+            if image is not None:
+                kept = u + tf.linalg.cholesky_solve(cholesky, image[:, None])[:, 0]
+                energy = tf.reduce_sum(kept * tf.linalg.matvec(gram, kept))
+                discarded = tf.where(damping > 0, zero, _share_left(energy, whole))
+            return c, tf.reduce_sum(tf.cast(live, tf.int32)), condition, discarded
 
         def by_eigh(dtype: tf.DType):
             finite = _checks.is_finite(gram)
@@ -156,15 +180,18 @@ class Gram(Algorithm):
                 coordinates = tf.linalg.matvec(vectors, tf.cast(x, dtype), transpose_a=True)
                 return tf.cast(tf.linalg.matvec(vectors, inverse * coordinates), gram.dtype)
 
-            energy = values * tf.square(tf.linalg.matvec(vectors, along, transpose_a=True))
-            discarded = tf.math.divide_no_nan(
-                tf.reduce_sum(tf.where(keep, 0.0 * energy, energy)), tf.reduce_sum(energy)
-            )
+            coordinates = tf.linalg.matvec(vectors, along, transpose_a=True)
+            if image is not None:
+                # Of `rest`, A rest = K w has the coordinates w in the range of A^T.
+                coordinates += inverse * tf.linalg.matvec(vectors, tf.cast(image, dtype), transpose_a=True)
+            energy = tf.where(keep, values, tf.zeros_like(values)) * tf.square(coordinates)
+            total = tf.reduce_sum(values * tf.square(coordinates)) if image is None else tf.cast(whole, dtype)
+            discarded = tf.where(shift > 0, 0.0 * total, _share_left(tf.reduce_sum(energy), total))
             used = tf.where(keep, values, values[-1]) + shift
             condition = tf.math.divide_no_nan(values[-1] + shift, tf.reduce_min(used))
             rank = tf.reduce_sum(tf.cast(keep, tf.int32))
             c = poison_unless(finite, finish(apply))
-            return c, tf.linalg.matvec(gram, c), rank, tf.cast(condition, gram.dtype), tf.cast(discarded, gram.dtype)
+            return c, rank, tf.cast(condition, gram.dtype), tf.cast(discarded, gram.dtype)
 
         def without_cholesky():
             # With damping Cholesky fails only where rounding is larger than the damping: more digits are needed.
@@ -172,8 +199,11 @@ class Gram(Algorithm):
                 return by_eigh(gram.dtype)
             return tf.cond(damping > 0, lambda: by_eigh(tf.float64), lambda: by_eigh(gram.dtype))
 
-        c, image_of_c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
+        c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
+        # Not b - damping c: where K is small that is the difference of two large numbers.
+        image_of_c = tf.linalg.matvec(gram, c)
         value = base._factor_transpose_product(tf.ensure_shape(c, gram.shape[:1]))
+        require_consistent(gram, c, image_of_c, value, base.rounding)
         value = value if start is None else value + start
         quadratic_form = tf.reduce_sum(tf.square(image_of_c + start_image))
         return value, (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, ~safe, ~safe & (damping > 0))
@@ -206,4 +236,53 @@ class Gram(Algorithm):
         return GramInfo(type(self).__name__, *numbers)
 
 
-__all__ = ["Gram", "GramInfo"]
+def _gradient(base: FactoredOperator, rhs: FactoredRhs) -> tf.Tensor:
+    return flat_rhs(base, rhs._replace(shift=None))
+
+
+def require_consistent(gram: tf.Tensor, x: tf.Tensor, image: tf.Tensor, value: tf.Tensor, rounding: float) -> None:
+    """Refuses coefficients for which `x^T K x` and `|A^T x|^2` are not the same but for rounding.
+
+    Args:
+        gram: `K` `[m, m]`.
+        x: `[m]`.
+        image: `K x` `[m]`.
+        value: `A^T x` `[n]`.
+        rounding: the spacing of the numbers above one, in the arithmetic that formed `K`.
+
+    Raises:
+        GramMismatchError: where they differ; in a graph as an assertion.
+    """
+    # `l2_loss` is half of the sum of squares, without a copy.
+    difference = tf.abs(tf.reduce_sum(x * image) - 2.0 * tf.nn.l2_loss(value))
+    # The norm of K, also where the squares of its entries underflow.
+    norm = tf.maximum(tf.sqrt(2.0 * tf.nn.l2_loss(gram)), tf.reduce_max(tf.linalg.diag_part(gram)))
+    allowed = _ROUNDINGS * rounding * 2.0 * tf.nn.l2_loss(x) * norm
+    # What is not finite is found out elsewhere, under its own name.
+    consistent = (difference <= allowed) | ~tf.math.is_finite(difference) | ~tf.math.is_finite(allowed)
+    _checks.require(consistent, _MISMATCH, GramMismatchError)
+
+
+def _condition_number(matrix: tf.Tensor, cholesky: tf.Tensor) -> tf.Tensor:
+    """The condition number of a positive definite matrix, by a few steps of the power method for each end of it.
+
+    The estimate is from below, and close unless a start at random has next to no share in an extreme eigenvector.
+    """
+    start = tf.random.stateless_normal([tf.shape(matrix)[0], 1], (1, 2), dtype=matrix.dtype)
+
+    def largest(product: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        vector, norm = start / tf.norm(start), tf.ones([], matrix.dtype)
+        for _ in range(_POWER_STEPS):
+            image = product(vector)
+            norm = tf.norm(image)
+            vector = image / norm
+        return norm
+
+    return largest(lambda v: tf.linalg.matmul(matrix, v)) * largest(lambda v: tf.linalg.cholesky_solve(cholesky, v))
+
+
+def _share_left(part: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
+    return tf.maximum(tf.math.divide_no_nan(whole - part, whole), 0.0)
+
+
+__all__ = ["Gram", "GramInfo", "require_consistent"]

@@ -1,0 +1,101 @@
+"""Which solver a model's batches are solved by: decided in Python, on a true batch, before anything is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import LossLike, ModelLike, TensorLike
+from tf_natgrad.linearize import ensure_built
+from tf_natgrad.operators import Fisher
+from tf_natgrad.solvers import Auto, Gram, Planned, Solver
+from tf_natgrad.step import restore
+
+
+def needs_plan(solver: Solver) -> bool:
+    """Whether the size of a batch, or what its Gram matrix is worth, decides what this solver does."""
+    return isinstance(solver, Auto | Gram)
+
+
+def plan_solver(
+    model: ModelLike,
+    loss: LossLike,
+    data: tuple,
+    *,
+    solver: Solver,
+    training: bool,
+    variables: Sequence[keras.Variable] | None = None,
+    kind: str = "exact",
+) -> tuple[Planned, bool]:
+    """The choice of `solver` for batches like this one, the Gram matrix having been checked on it.
+
+    The model is called once, eagerly; what that changes of its state is put back.
+
+    Args:
+        model: a Keras model.
+        loss: see `likelihood_of`.
+        data: `(x, y)` or `(x, y, sample_weight)`.
+        solver: one that `needs_plan`.
+        training: the mode in which the model is called.
+        variables: those that the direction is about; by default all trainable ones.
+        kind: of the Fisher, `"exact"` or `"mc"`.
+
+    Returns:
+        The choice, and whether the check came to a result (a batch with NaN shows nothing).
+
+    Raises:
+        ValueError: if the batch does not fit, or `solver` is `Gram` and cannot be used.
+    """
+    ensure_built(model, data[0])
+    state = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
+    try:
+        with _checks.collected(finite_only_collected=True):
+            fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables)
+        algorithm, why = solver.choose(fisher)
+        algorithm.check(fisher)
+    finally:
+        restore([v for v, _ in state], [value for _, value in state])
+    if isinstance(solver, Auto) and fisher.gram_refusal is not None:
+        log_replacement(why)
+    return Planned(algorithm, why, solver), fisher.gram_checked or not isinstance(algorithm, Gram)
+
+
+def without_gram(solver: Auto, size: int, error: ValueError) -> Planned:
+    """The choice of `"auto"` after the Gram matrix of a later batch turned out to be wrong.
+
+    Args:
+        solver: the optimizer's.
+        size: n, the number of weights.
+        error: what the refused step was refused with.
+
+    Returns:
+        The choice.
+    """
+    algorithm, why = solver.without_gram(size, str(error))
+    log_replacement(why)
+    return Planned(algorithm, why, solver)
+
+
+def log_replacement(why: str) -> None:
+    """Says once, for each reason, that `"auto"` does not take the Gram matrix."""
+    _checks.log_once(f"solver='auto' does without the Gram matrix: {why}", key=why)
+
+
+def shapes_of(data: Any) -> tuple[tf.TensorShape, ...]:
+    """The shapes of all tensors of a batch, those inside of ragged ones included.
+
+    Args:
+        data: a structure of tensors, arrays or `None`.
+
+    Returns:
+        One shape each.
+    """
+    flat: Sequence[TensorLike] = [t for t in tf.nest.flatten(data, expand_composites=True) if t is not None]
+    return tuple(tf.TensorShape(t.shape) for t in flat)
+
+
+__all__ = ["needs_plan", "plan_solver", "shapes_of", "without_gram"]

@@ -25,7 +25,8 @@ _TOO_FAR = (
 )
 _NOT_FINITE = (
     "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
-    "range; the weights were left as they were. Check the batch, lower the learning rate or raise `damping`; or pass "
+    "range, or its outputs are no probabilities (logits need `from_logits=True` in the loss); the weights were left as "
+    "they were. Check the batch, lower the learning rate or raise `damping`; or pass "
     "`on_nonfinite='skip'` to leave such batches out."
 )
 
@@ -223,8 +224,10 @@ class NaturalGradientMixin:
         )
         outputs = call_model(self, x, training=False) if in_parts else direction.fisher.outputs
         if in_parts:
-            # Labels are looked at once more outside of the loop over the parts, where `collected` can see it.
-            likelihood.targets(y, likelihood.distribution(outputs))
+            # Outputs and labels are looked at once more outside of the loop over the parts, where `collected` sees it.
+            pd = likelihood.distribution(outputs)
+            likelihood.check_outputs(outputs, pd, likelihood.weights(outputs, pd, sample_weight))
+            likelihood.targets(y, pd)
         rate = tf.convert_to_tensor(natural.learning_rate)
         form = tf.cast(direction.quadratic_form, rate.dtype)
         shrink = tf.ones([], rate.dtype)

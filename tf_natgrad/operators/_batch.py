@@ -138,12 +138,14 @@ def run_batch(
             pd = likelihood.distribution(outputs)
         if flat_parameters is None:
             flat_parameters = FlatParameters(model.trainable_variables if variables is None else variables)
+        weights = likelihood.weights(outputs, pd, sample_weight)
+        likelihood.check_outputs(outputs, pd, weights)
         batch = Batch(
             x=x,
             y=y,
             outputs=outputs,
             pd=pd,
-            weights=tf.cast(likelihood.weights(outputs, pd, sample_weight), flat_parameters.dtype),
+            weights=tf.cast(weights, flat_parameters.dtype),
             linearization=Linearization(pd.parameters, tape, flat_parameters, model),
             record=record,
             snapshot=snapshot,

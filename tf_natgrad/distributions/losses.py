@@ -141,7 +141,11 @@ class Likelihood:
                 _checks.message("sample_weight", "a negative weight", "finite weights >= 0"),
             )
             weights *= given
-        if self.reduction == "mean_with_sample_weight":
+            if self.reduction == "mean_with_sample_weight":
+                # Keras divides by the sum of the weights as they were given: one per example counts once, not once
+                # for each position, unless a mask has made it one per position.
+                count = tf.reduce_sum(given if mask is None else weights)
+        elif self.reduction == "mean_with_sample_weight":
             count = tf.reduce_sum(weights)
         if self.reduction == "sum":
             count = tf.ones([], dtype)

@@ -184,7 +184,7 @@ class ModelOperator(CurvatureOperator):
                     )
                 )
             self._adopt(batch, index)
-            return function(batch, *operands)
+            return function(batch, *operands), tf.size(batch.weights)
 
         def compiled(term: Callable) -> Callable:
             return self._as_graph(("batch", name), term)

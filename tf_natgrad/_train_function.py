@@ -22,7 +22,8 @@ _TOO_FAR = (
 )
 NOT_FINITE = (
     "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
-    "range; the weights were left as they were. Check the batch, lower the learning rate or raise `damping`; or pass "
+    "range, or its outputs are no probabilities (logits need `from_logits=True` in the loss); the weights were left as "
+    "they were. Check the batch, lower the learning rate or raise `damping`; or pass "
     "`on_nonfinite='skip'` to leave such batches out."
 )
 

@@ -223,8 +223,10 @@ class NaturalGradientMixin:
         )
         outputs = call_model(self, x, training=False) if in_parts else direction.fisher.outputs
         if in_parts:
-            # Labels are looked at once more outside of the loop over the parts, where `collected` can see it.
-            likelihood.targets(y, likelihood.distribution(outputs))
+            # Outputs and labels are looked at once more outside of the loop over the parts, where `collected` sees it.
+            pd = likelihood.distribution(outputs)
+            likelihood.check_outputs(outputs, pd, likelihood.weights(outputs, pd, sample_weight))
+            likelihood.targets(y, pd)
         rate = tf.convert_to_tensor(natural.learning_rate)
         form = tf.cast(direction.quadratic_form, rate.dtype)
         shrink = tf.ones([], rate.dtype)

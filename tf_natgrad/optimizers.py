@@ -41,9 +41,11 @@ class NaturalGradient(keras.optimizers.Optimizer):
         damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. Or a `LevenbergMarquardt`,
             which adapts it. A tracked variable in either case: assign to `optimizer.damping` at any time.
         solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, or a solver of `tf_natgrad.solvers`.
-        fisher: `"exact"`, or `"mc"`: one label per example is drawn from the model at each step. The Gram matrix is
-            then of the size of the batch, whatever the number of outputs. The direction is scaled to the minimum of the
-            damped quadratic model with the exact Fisher, which takes one more product with the Jacobian.
+        fisher: `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its positions) is
+            drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
+            of outputs and positions: each example is one row, summed over its positions. The direction is scaled to
+            the minimum of the damped quadratic model with the exact Fisher, which takes one more product with the
+            Jacobian.
         momentum: the multiple `mu` of the last direction `d` towards which the damping pulls:
             `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping. Or `"optimal"`: the
             combination of this direction and the last one at which the damped quadratic model with the exact Fisher is

@@ -6,6 +6,7 @@ import abc
 
 import tensorflow as tf
 
+from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 
 
@@ -16,9 +17,14 @@ class Distribution(abc.ABC):
     the factor `S` (`[C, R]`) is ever needed, so a distribution of one's own defines `log_prob`, `sample`, `kl`,
     `fisher_factor_columns` and `score_factor`; the rest follows.
 
+    One that also says how many numbers a single draw has, `event_size`, has the shape of its labels checked.
+
     Args:
         parameters: floating-point tensor `[..., C]`.
     """
+
+    # D, where a value is `[..., D]`; `None` where that is not said.
+    event_size: int | None = None
 
     def __init__(self, parameters: TensorLike):
         self.parameters = tf.convert_to_tensor(parameters)
@@ -47,6 +53,24 @@ class Distribution(abc.ABC):
     @abc.abstractmethod
     def score_factor(self, value: TensorLike) -> tf.Tensor:
         """`u` `[..., R]` such that `S u` is the gradient of `-log_prob(value)` in the parameters."""
+
+    def targets(self, value: TensorLike) -> tf.Tensor:
+        """`value` in the form that `log_prob` takes, checked. Losses call it; `log_prob` itself checks nothing.
+
+        With an `event_size` D that is `[..., D]`. A last axis that is missing for D = 1, or that is one too many and
+        has length 1, is put right; without an `event_size` the value is left as it is.
+
+        Args:
+            value: labels, one or D numbers for each distribution.
+
+        Returns:
+            A tensor.
+
+        Raises:
+            ValueError: if the shape or the values do not fit.
+        """
+        value = tf.convert_to_tensor(value)
+        return value if self.event_size is None else event_targets(value, self.parameters, self.event_size)
 
     def mode(self) -> tf.Tensor:
         """The most probable value."""
@@ -80,10 +104,69 @@ class Distribution(abc.ABC):
         return self.fisher_factor(self.fisher_factor_transpose(vector))
 
 
+def event_targets(value: TensorLike, parameters: tf.Tensor, size: int) -> tf.Tensor:
+    """Targets `[..., size]` for distributions with these parameters `[..., C]`, in the dtype of the parameters.
+
+    Args:
+        value: labels of that shape, without a last axis of length one, or with one too many.
+        parameters: of the distributions.
+        size: the numbers that one draw has.
+
+    Returns:
+        A tensor.
+
+    Raises:
+        ValueError: if the shape is another one, or a value is not finite.
+    """
+    value = tf.cast(value, parameters.dtype)
+    y, rank = value, parameters.shape.rank
+    if y.shape.rank == rank - 1 and size == 1:
+        y = y[..., None]
+    elif y.shape.rank == rank + 1 and y.shape[-1] == 1:
+        y = tf.squeeze(y, -1)
+    y = require_shape(y, parameters, [size], f"shape {tuple(value.shape)}" if value.shape.rank else "other targets")
+    _checks.require_finite("y", "finite targets", y)
+    return y
+
+
+def require_shape(
+    y: tf.Tensor, parameters: tf.Tensor, event: list[int], received: str, noun: str = "targets", remedy: str = ""
+) -> tf.Tensor:
+    """Refuses targets that are not `[..., *event]` for parameters `[..., C]`: at once, or where the graph runs.
+
+    Args:
+        y: the targets.
+        parameters: of the distributions.
+        event: the shape of one draw.
+        received: what came, for the message.
+        noun: what the targets are, for the message.
+        remedy: what the user can do, for the message.
+
+    Returns:
+        `y`, with its rank known.
+
+    Raises:
+        ValueError: if the shape is another one.
+    """
+    expected = parameters.shape[:-1].concatenate(event)
+    text = _checks.message("y", received, f"{noun} of shape {tuple(expected)}", remedy)
+    if not y.shape.is_compatible_with(expected):
+        raise ValueError(text)
+    if y.shape[1:].is_fully_defined() and expected[1:].is_fully_defined():
+        # Only the numbers of examples may differ, of which `Likelihood.targets` says more.
+        return y
+    shape = tf.concat([tf.shape(parameters)[:-1], event], 0)
+    same = tf.constant(True) if y.shape.rank is not None else tf.equal(tf.rank(y), expected.rank)
+    same = tf.cond(same, lambda: tf.reduce_all(tf.equal(tf.shape(y), shape)), lambda: False)
+    _checks.require(same, text)
+    # Nothing else fails before the assertion does.
+    return tf.ensure_shape(tf.cond(same, lambda: y, lambda: tf.zeros(shape, y.dtype)), expected)
+
+
 def unit_columns(parameters: tf.Tensor) -> tf.Tensor:
     """The unit vectors of the last axis, `[C, 1, ..., 1, C]`, to be broadcast against `parameters` `[..., C]`."""
     size = parameters.shape[-1]
     return tf.reshape(tf.eye(size, dtype=parameters.dtype), [size] + [1] * (parameters.shape.rank - 1) + [size])
 
 
-__all__ = ["Distribution", "unit_columns"]
+__all__ = ["Distribution", "event_targets", "require_shape", "unit_columns"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.distributions._base import Distribution, unit_columns
+from tf_natgrad.distributions._base import Distribution, event_targets, unit_columns
 
 # Least log of p (1 - p), for the same reason as in `categorical`.
 _MIN_LOG_VARIANCE = -60.0
@@ -43,6 +44,31 @@ class BernoulliPd(Distribution):
     @property
     def fisher_rank(self) -> int:
         return self.parameters.shape[-1]
+
+    @property
+    def event_size(self) -> int:
+        """D."""
+        return self.parameters.shape[-1]
+
+    def targets(self, value: TensorLike) -> tf.Tensor:
+        """Zeros and ones, or soft targets between them, as `[..., D]` (also `[...]` for D = 1), checked.
+
+        Args:
+            value: the labels.
+
+        Returns:
+            `[..., D]` in the dtype of the parameters.
+
+        Raises:
+            ValueError: if the shape is another one, or a value is not finite or outside [0, 1].
+        """
+        y = event_targets(value, self.parameters, self.event_size)
+        _checks.require(
+            # What is not finite was seen to, or the batch is to be left out.
+            tf.reduce_all(((y >= 0) & (y <= 1)) | ~tf.math.is_finite(y)),
+            _checks.message("y", "a target outside [0, 1]", "targets between 0 and 1", "They are chances of a one."),
+        )
+        return y
 
     def mode(self) -> tf.Tensor:
         return tf.cast(self.logits > 0, tf.int64)

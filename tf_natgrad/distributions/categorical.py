@@ -6,11 +6,14 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.distributions._base import Distribution, unit_columns
+from tf_natgrad.distributions._base import Distribution, event_targets, require_shape, unit_columns
 
 # Below this log-probability a class counts as having it: sqrt(exp(-60)) and its reciprocal, and the products
 # that the Gram form takes of them, stay far inside the range of float32.
 _MIN_LOG_PROB = -60.0
+
+# How far the sum of soft targets may be from one, and an entry below zero: they may come in half precision.
+_SUM_TOLERANCE, _ENTRY_TOLERANCE = 1e-2, 1e-3
 
 
 class CategoricalPd(Distribution):
@@ -74,6 +77,24 @@ class CategoricalPd(Distribution):
 
     def mode(self) -> tf.Tensor:
         return tf.argmax(self.parameters, axis=-1)
+
+    def targets(self, value: TensorLike) -> tf.Tensor:
+        """Class indices `[...]` (also `[..., 1]`), or soft targets `[..., C]`, checked.
+
+        Args:
+            value: the labels. One-hot rows are soft targets.
+
+        Returns:
+            Integers `[...]`, or `[..., C]` in the dtype of the parameters.
+
+        Raises:
+            ValueError: if the shape is another one, an index is out of range, or a row is no distribution.
+        """
+        value = tf.convert_to_tensor(value)
+        rank = self.parameters.shape.rank
+        if value.shape.rank is not None and value.shape.rank >= rank and value.shape[rank - 1] != 1:
+            return soft_targets(value, self)
+        return class_indices(value, self, "Soft targets have one number for each class.")
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
         """Log-probability of class indices `[...]`, or minus the cross-entropy with soft targets `[..., C]`."""
@@ -213,6 +234,67 @@ class ProbabilitiesPd(CategoricalPd):
         return u[..., :-1] - s[..., :-1] * along
 
 
+def class_indices(value: TensorLike, pd: Distribution, remedy: str = "") -> tf.Tensor:
+    """Labels as integers `[...]`, checked.
+
+    Args:
+        value: whole numbers of any dtype, `[...]` or `[..., 1]`.
+        pd: a distribution whose parameters are `[..., C]`.
+        remedy: what the user can do about a wrong shape, for the message.
+
+    Returns:
+        Integers.
+
+    Raises:
+        ValueError: if the shape is another one, or a label is no class.
+    """
+    parameters = pd.parameters
+    y = tf.convert_to_tensor(value)
+    received = f"shape {tuple(y.shape)}" if y.shape.rank is not None else "other labels"
+    if y.shape.rank == parameters.shape.rank and y.shape[-1] == 1:
+        y = tf.squeeze(y, -1)
+    y = require_shape(y, parameters, [], received, "class indices", remedy)
+    classes = parameters.shape[-1]
+    # No integer type loses anything, and a small one can hold the number of classes.
+    exact = tf.cast(y, tf.float64)
+    _checks.require(
+        tf.reduce_all((exact >= 0) & (exact < classes) & tf.equal(exact, tf.floor(exact))),
+        _checks.message("y", "a label out of range", f"class indices 0 to {classes - 1}", "Check the labels."),
+    )
+    return tf.cast(y, tf.int32)
+
+
+def soft_targets(value: TensorLike, pd: Distribution) -> tf.Tensor:
+    """Probabilities of the classes `[..., C]`, checked.
+
+    Args:
+        value: rows that sum to one, one-hot rows for example.
+        pd: a distribution whose parameters are `[..., C]`.
+
+    Returns:
+        A tensor in the dtype of the parameters.
+
+    Raises:
+        ValueError: if the shape is another one, or a row is no distribution.
+    """
+    y = event_targets(value, pd.parameters, pd.parameters.shape[-1])
+    total = tf.reduce_sum(y, -1)
+    least = tf.reduce_min(y, -1)
+    _checks.require(
+        # What is not finite was seen to, or the batch is to be left out.
+        tf.reduce_all(
+            ((least >= -_ENTRY_TOLERANCE) & (tf.abs(total - 1.0) <= _SUM_TOLERANCE)) | ~tf.math.is_finite(total)
+        ),
+        _checks.message(
+            "y",
+            "soft targets with a negative entry, or a row that does not sum to 1",
+            "one distribution over the classes in each row",
+            "For several classes at once use `BinaryCrossentropy`; rows of weight zero need a class too.",
+        ),
+    )
+    return y
+
+
 def _reflection(s: tf.Tensor) -> tf.Tensor:
     """Share of the last column that the Householder reflection mixes into the others, `[..., 1]`.
 
@@ -226,4 +308,4 @@ def _columns_first(s: tf.Tensor) -> tf.Tensor:
     return tf.transpose(s, [s.shape.rank - 1, *range(s.shape.rank - 1)])[..., None]
 
 
-__all__ = ["CategoricalPd", "ProbabilitiesPd"]
+__all__ = ["CategoricalPd", "ProbabilitiesPd", "class_indices", "soft_targets"]

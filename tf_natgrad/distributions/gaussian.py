@@ -26,6 +26,11 @@ class _NormalPd(Distribution):
         """Log of the standard deviation, `[..., D]` or a scalar."""
         raise NotImplementedError
 
+    @property
+    def event_size(self) -> int:
+        """D."""
+        return self.parameters.shape[-1]
+
     def mode(self) -> tf.Tensor:
         return self.mean
 
@@ -99,6 +104,11 @@ class DiagGaussianPd(_NormalPd):
     def with_fixed_std(cls, mean: TensorLike, std: float) -> FixedStdGaussianPd:
         """Normal variables whose only parameters are their means `[..., D]`; `std` is a constant > 0."""
         return FixedStdGaussianPd(mean, std)
+
+    @property
+    def event_size(self) -> int:
+        """D."""
+        return self.parameters.shape[-1] // 2
 
     @property
     def mean(self) -> tf.Tensor:

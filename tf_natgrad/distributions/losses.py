@@ -13,11 +13,16 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions._base import Distribution
-from tf_natgrad.distributions.bernoulli import BernoulliPd
-from tf_natgrad.distributions.categorical import CategoricalPd
+from tf_natgrad.distributions.bernoulli import BernoulliPd, BernoulliProbabilitiesPd
+from tf_natgrad.distributions.categorical import CategoricalPd, ProbabilitiesPd, class_indices, soft_targets
 from tf_natgrad.distributions.gaussian import DiagGaussianPd
 
 _MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
+_HALF = (tf.float16, tf.bfloat16)
+
+# How far outputs that are taken as probabilities may be from [0, 1], and their sum from one. In half precision the
+# sum over many classes is rounded at each class, whoever takes it.
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +76,38 @@ class Likelihood:
         _require_same_batch("y", targets, pd)
         return targets
 
+    def check_outputs(self, outputs: tf.Tensor, pd: Distribution, weights: tf.Tensor) -> None:
+        """Refuses outputs that are taken as probabilities and are none, such as logits.
+
+        Args:
+            outputs: the network's outputs.
+            pd: their distribution.
+            weights: of the positions; those of weight zero are left out.
+
+        Raises:
+            ValueError: if an output lies outside [0, 1] or, for a categorical, a row does not sum to one.
+        """
+        if not isinstance(pd, ProbabilitiesPd | BernoulliProbabilitiesPd):
+            return
+        p = pd.parameters
+        tolerance = _HALF_TOLERANCE if outputs.dtype in _HALF else _TOLERANCE
+        sound = (tf.reduce_min(p, -1) >= -tolerance) & (tf.reduce_max(p, -1) <= 1.0 + tolerance)
+        total = tf.reduce_sum(p, -1)
+        expected, layer = "outputs in [0, 1]", "sigmoid"
+        if isinstance(pd, ProbabilitiesPd):
+            sound &= tf.abs(total - 1.0) <= tolerance
+            expected, layer = "outputs in [0, 1] that sum to 1", "softmax"
+        _checks.require(
+            # What is not finite is found out by those who look for it.
+            tf.reduce_all(sound | ~tf.math.is_finite(total) | tf.equal(weights, 0)),
+            _checks.message(
+                "loss",
+                "outputs that are no probabilities, with from_logits=False",
+                expected,
+                f"For logits pass `from_logits=True` to the loss, or end the model in a {layer}.",
+            ),
+        )
+
     def weights(self, outputs: tf.Tensor, pd: Distribution, sample_weight: TensorLike | None) -> tf.Tensor:
         """`w`, the weight of each position `[N, ...]`, as Keras's reduction has it.
 
@@ -104,7 +141,11 @@ class Likelihood:
                 _checks.message("sample_weight", "a negative weight", "finite weights >= 0"),
             )
             weights *= given
-        if self.reduction == "mean_with_sample_weight":
+            if self.reduction == "mean_with_sample_weight":
+                # Keras divides by the sum of the weights as they were given: one per example counts once, not once
+                # for each position, unless a mask has made it one per position.
+                count = tf.reduce_sum(given if mask is None else weights)
+        elif self.reduction == "mean_with_sample_weight":
             count = tf.reduce_sum(weights)
         if self.reduction == "sum":
             count = tf.ones([], dtype)
@@ -168,8 +209,27 @@ class NegativeLogLikelihood(keras.losses.Loss):
         self.distribution = distribution
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """`-log p(y | z)` of each position."""
-        return -self.distribution(_at_least_single(y_pred)).log_prob(y_true)
+        """`-log p(y | z)` of each position.
+
+        Args:
+            y_true: the labels, as `Distribution.targets` takes them.
+            y_pred: the parameters `[N, ..., C]`.
+
+        Returns:
+            `[N, ...]`.
+
+        Raises:
+            ValueError: if labels and parameters do not fit (in a graph, TensorFlow's own error with that message).
+        """
+        pd = self.distribution(_at_least_single(y_pred))
+        # Labels that are not finite make the loss so, as in Keras's losses: whether such a batch is left out is not
+        # known here.
+        with _checks.collected(finite_only_collected=True) as conditions:
+            targets = pd.targets(y_true)
+            _require_same_batch("y", targets, pd)
+        # In a graph the assertions come before whatever is made of the loss, an update of weights for one.
+        with tf.control_dependencies(conditions):
+            return -pd.log_prob(tf.identity(targets))
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -275,8 +335,8 @@ def _cross_entropy(loss: keras.losses.Loss, config: dict, *, sparse: bool) -> Li
 
     def targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
         if sparse:
-            return _class_indices(y, pd)
-        y = _same_shape(y, pd)
+            return class_indices(y, pd, "For one-hot targets use `CategoricalCrossentropy`.")
+        y = soft_targets(y, pd)
         return y * (1.0 - smoothing) + smoothing / y.shape[-1] if smoothing else y
 
     return Likelihood(None, make, targets)
@@ -292,11 +352,7 @@ def _binary(loss: keras.losses.Loss, config: dict) -> Likelihood:
         return BernoulliPd(_at_least_single(outputs if logits is None else logits))
 
     def targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
-        y = _same_shape(y, pd)
-        _checks.require(
-            tf.reduce_all((y >= 0) & (y <= 1)),
-            _checks.message("y", "a target outside [0, 1]", "targets between 0 and 1", "Binary cross-entropy."),
-        )
+        y = pd.targets(y)
         return y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
 
     return Likelihood(None, make, targets, mean_over_outputs=True)
@@ -306,14 +362,18 @@ def _squared_error(loss: keras.losses.Loss, config: dict) -> Likelihood:
     def make(outputs: tf.Tensor) -> Distribution:
         return DiagGaussianPd.with_fixed_std(_at_least_single(outputs), math.sqrt(outputs.shape[-1] / 2.0))
 
-    return Likelihood(None, make, _same_shape)
+    return Likelihood(None, make, _own_targets)
 
 
 def _own(loss: NegativeLogLikelihood, config: dict) -> Likelihood:
     def make(outputs: tf.Tensor) -> Distribution:
         return loss.distribution(_at_least_single(outputs))
 
-    return Likelihood(None, make, lambda y, pd: tf.convert_to_tensor(y))
+    return Likelihood(None, make, _own_targets)
+
+
+def _own_targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
+    return pd.targets(y)
 
 
 def _recovered_logits(outputs: tf.Tensor, op_type: str) -> tf.Tensor | None:
@@ -325,45 +385,7 @@ def _recovered_logits(outputs: tf.Tensor, op_type: str) -> tf.Tensor | None:
 
 
 def _at_least_single(outputs: tf.Tensor) -> tf.Tensor:
-    return tf.cast(outputs, tf.float32) if outputs.dtype in (tf.float16, tf.bfloat16) else outputs
-
-
-def _class_indices(y: TensorLike, pd: Distribution) -> tf.Tensor:
-    parameters = pd.parameters
-    y = tf.convert_to_tensor(y)
-    received = f"shape {tuple(y.shape)}"
-    if y.shape.rank == parameters.shape.rank and y.shape[-1] == 1:
-        y = tf.squeeze(y, -1)
-    if not y.shape.is_compatible_with(parameters.shape[:-1]):
-        raise ValueError(
-            _checks.message(
-                "y",
-                received,
-                f"class indices of shape {tuple(parameters.shape[:-1])}",
-                "For one-hot targets use `CategoricalCrossentropy`.",
-            )
-        )
-    classes = parameters.shape[-1]
-    inside = tf.reduce_all((y >= 0) & (y < tf.cast(classes, y.dtype)))
-    if y.dtype.is_floating:
-        inside &= tf.reduce_all(tf.equal(y, tf.floor(y)))
-    _checks.require(
-        inside,
-        _checks.message("y", "a label out of range", f"class indices 0 to {classes - 1}", "Check the labels."),
-    )
-    return tf.cast(y, tf.int32)
-
-
-def _same_shape(y: TensorLike, pd: Distribution) -> tf.Tensor:
-    parameters = pd.parameters
-    y = tf.cast(y, parameters.dtype)
-    received = f"shape {tuple(y.shape)}"
-    if y.shape.rank == parameters.shape.rank - 1 and parameters.shape[-1] == 1:
-        y = y[..., None]
-    if not y.shape.is_compatible_with(parameters.shape):
-        raise ValueError(_checks.message("y", received, f"targets of shape {tuple(parameters.shape)}"))
-    _checks.require_finite("y", "finite targets", y)
-    return y
+    return tf.cast(outputs, tf.float32) if outputs.dtype in _HALF else outputs
 
 
 def _require_same_batch(argument: str, tensor: tf.Tensor, pd: Distribution) -> None:

@@ -162,12 +162,14 @@ def run_batch(
             pd = likelihood.distribution(outputs)
         if flat_parameters is None:
             flat_parameters = FlatParameters(model.trainable_variables if variables is None else variables)
+        weights = likelihood.weights(outputs, pd, sample_weight)
+        likelihood.check_outputs(outputs, pd, weights)
         batch = Batch(
             x=x,
             y=y,
             outputs=outputs,
             pd=pd,
-            weights=tf.cast(likelihood.weights(outputs, pd, sample_weight), flat_parameters.dtype),
+            weights=tf.cast(weights, flat_parameters.dtype),
             linearization=Linearization(pd.parameters, tape, flat_parameters, model),
             record=record,
             snapshot=snapshot,
@@ -243,7 +245,8 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
 class DataSet:
     """The batches of a `tf.data.Dataset`, each with its share in the whole.
 
-    The data set is read twice on construction: once to count, and once more to see that it gives the same batches
+    A mean over the whole is one over the positions (or the weights) of all batches, however many a batch has. The
+    data set is read twice on construction: once to count, and once more to see that it gives the same batches
     again, without which a sum over it would be another one at each product.
 
     Args:
@@ -277,20 +280,17 @@ class DataSet:
             )
         self.batches = len(first)
         self._reduction = reduction
-        by_weight = reduction == "mean_with_sample_weight"
-        self._total = sum(weight if by_weight else count for count, weight, _ in first)
 
     @staticmethod
-    def _fingerprint(batch: Any) -> tuple[int, float, tuple]:
+    def _fingerprint(batch: Any) -> tuple[int, tuple]:
         x, y, sample_weight = unpack(batch)
         examples = tf.nest.flatten(x)[0].shape[0]
-        weight = float(examples if sample_weight is None else np.sum(sample_weight))
         content = tuple(
             float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
             for t in tf.nest.flatten((x, y, sample_weight))
             if t is not None and np.asarray(t).dtype.kind in "fiub"
         )
-        return examples, weight, content
+        return examples, content
 
     def sum(
         self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
@@ -298,7 +298,7 @@ class DataSet:
         """`sum_b share_b function(x_b, y_b, sample_weight_b, b, *operands)`, eagerly or as graph code.
 
         Args:
-            function: of one batch, its number and the operands, to a tensor like `initial`.
+            function: of one batch, its number and the operands, to a tensor like `initial` and the number of positions.
             initial: zeros.
             operands: what is the same for all batches.
             compiled: makes a graph of a function, for eager use.
@@ -311,33 +311,37 @@ class DataSet:
         """
 
         def term(x, y, sample_weight, index, *operands):
-            share = _share(x, sample_weight, self._reduction, self._total, initial.dtype)
-            return share * function(x, y, sample_weight, index, *operands)
+            value, positions = function(x, y, sample_weight, index, *operands)
+            count = _count(positions, sample_weight, self._reduction)
+            return tf.cast(count, value.dtype) * value, count
 
+        count = tf.zeros([], tf.float64)
         if tf.executing_eagerly():
             term = compiled(term)
             total, seen = initial, 0
             bar = tqdm(self._dataset, total=self.batches, disable=not self.progress, leave=False)
             for seen, batch in enumerate(bar, 1):
-                total = total + term(*unpack(batch), tf.constant(seen - 1), *operands)
+                value, more = term(*unpack(batch), tf.constant(seen - 1), *operands)
+                total, count = total + value, count + more
         else:
             iterator = iter(self._dataset)
 
-            def body(optional, total, seen):
-                total = total + term(*unpack(optional.get_value()), seen, *operands)
-                return iterator.get_next_as_optional(), tf.ensure_shape(total, initial.shape), seen + 1
+            def body(optional, total, count, seen):
+                value, more = term(*unpack(optional.get_value()), seen, *operands)
+                total = tf.ensure_shape(total + value, initial.shape)
+                return iterator.get_next_as_optional(), total, count + more, seen + 1
 
-            _, total, seen = tf.while_loop(
-                lambda optional, total, seen: optional.has_value(),
+            _, total, count, seen = tf.while_loop(
+                lambda optional, *_: optional.has_value(),
                 body,
-                (iterator.get_next_as_optional(), initial, tf.constant(0)),
+                (iterator.get_next_as_optional(), initial, count, tf.constant(0)),
                 parallel_iterations=1,
             )
         _checks.require(
             tf.convert_to_tensor(tf.equal(seen, self.batches)),
             _checks.message("data", "another number of batches than at first", f"{self.batches} batches each time"),
         )
-        return total
+        return total if self._reduction == "sum" else tf.math.divide_no_nan(total, tf.cast(count, total.dtype))
 
 
 class MicroBatches:
@@ -373,7 +377,8 @@ class MicroBatches:
             share = _share(x, sample_weight, self._reduction, total, initial.dtype)
             # Conditions of a loop's body cannot leave it; that the inputs are finite was looked at before.
             with _checks.collected(finite_only_collected=True):
-                return share * function(x, y, sample_weight, index, *operands)
+                value, _ = function(x, y, sample_weight, index, *operands)
+            return share * value
 
         term = compiled(term) if tf.executing_eagerly() else term
 
@@ -412,14 +417,24 @@ class MicroBatches:
         return result
 
 
-def _share(x: Any, sample_weight: Any, reduction: str, total: TensorLike, dtype: tf.DType) -> tf.Tensor:
-    """The weight of a part's mean loss in that of the whole; `total` counts the whole as the reduction does."""
+def _count(positions: tf.Tensor, sample_weight: Any, reduction: str) -> tf.Tensor:
+    """What a batch's mean loss was divided by."""
+    if reduction == "sum":
+        return tf.ones([], tf.float64)
+    if reduction == "mean_with_sample_weight" and sample_weight is not None:
+        return tf.reduce_sum(tf.cast(sample_weight, tf.float64))
+    return tf.cast(positions, tf.float64)
+
+
+def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The weight of a piece's mean loss in that of its batch; `total` counts the whole as the reduction does."""
     if reduction == "sum":
         return tf.ones([], dtype)
+    # All examples of one batch have the same number of positions.
     examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
         examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
-    return examples / (tf.cast(total, dtype) if tf.is_tensor(total) else tf.constant(total, dtype))
+    return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
 
 
 __all__ = ["Batch", "DataSet", "MicroBatches", "check_inputs", "run_batch", "unpack"]

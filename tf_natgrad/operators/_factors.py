@@ -10,9 +10,15 @@ from tf_natgrad.distributions import Distribution
 
 
 class OutputFactor(Protocol):
-    """`L = S S^T` for each position of a batch: products with `L`, `S`, `S^T`, and the columns of `S`."""
+    """`L = S S^T` for each position of a batch: products with `L`, `S`, `S^T`, and the columns of `S`.
+
+    `S` either acts at each position apart, or (`is_pooled`) takes all positions of an example into one row. Then
+    `[..., R]` below is `[N, R]`, and the square roots of the positions' weights belong to the vectors `[..., C]`.
+    """
 
     rank: int
+    # Whether `S^T` sums over the positions of an example.
+    is_pooled: bool
     # Whether the gradient of the loss is `S score_factor`, so that it lies in the range of the factor.
     is_exact: bool
 
@@ -40,6 +46,7 @@ class ExactFactor:
         self._pd = pd
         self.rank = pd.fisher_rank
         self.is_exact = True
+        self.is_pooled = False
 
     def matvec(self, vector: tf.Tensor) -> tf.Tensor:
         return self._pd.fisher_matvec(vector)
@@ -65,6 +72,7 @@ class ScoreFactor:
         self._scores = scores
         self.rank = scores.shape[0]
         self.is_exact = False
+        self.is_pooled = False
 
     def matvec(self, vector: tf.Tensor) -> tf.Tensor:
         return self.apply(self.apply_transpose(vector))
@@ -79,7 +87,35 @@ class ScoreFactor:
         return self._scores
 
 
-def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index: tf.Tensor | int) -> ScoreFactor:
+class PooledScoreFactor(ScoreFactor):
+    """One column of `S` per example and draw, which reaches over all positions of the example.
+
+    Labels that are drawn at each position are independent given the outputs, so the products of different positions'
+    scores vanish in expectation, and a row summed over the positions is as unbiased as a row for each of them.
+
+    Args:
+        scores: gradients of the log-probability of the labels, `[R, N, ..., C]`, already divided by `sqrt(R)`.
+    """
+
+    def __init__(self, scores: tf.Tensor):
+        super().__init__(scores)
+        self.is_pooled = True
+
+    def apply(self, vector: tf.Tensor) -> tf.Tensor:
+        product = tf.einsum("nr,rnp->np", vector, self._flat())
+        return tf.ensure_shape(tf.reshape(product, tf.shape(self._scores)[1:]), self._scores.shape[1:])
+
+    def apply_transpose(self, vector: tf.Tensor) -> tf.Tensor:
+        scores = self._flat()
+        return tf.einsum("np,rnp->nr", tf.reshape(vector, tf.shape(scores)[1:]), scores)
+
+    def _flat(self) -> tf.Tensor:
+        """`[R, N, T C]`."""
+        shape = tf.shape(self._scores)
+        return tf.reshape(self._scores, [self.rank, shape[1], tf.reduce_prod(shape[2:])])
+
+
+def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index: tf.Tensor | int) -> PooledScoreFactor:
     """The Monte-Carlo factor: labels drawn from the distribution itself, a function of seed and batch alone.
 
     Args:
@@ -89,12 +125,12 @@ def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index:
         index: the number of the batch.
 
     Returns:
-        A `ScoreFactor` of rank `samples`, unbiased for the exact `L`.
+        A factor of rank `samples`: unbiased for the exact `L`, with one row per example and draw.
     """
     first = tf.cast(index, tf.int32) * samples
     draws = [pd.sample(tf.stack([tf.cast(seed, tf.int32), first + k])) for k in range(samples)]
     scores = tf.stack([pd.fisher_factor(pd.score_factor(draw)) for draw in draws])
-    return ScoreFactor(scores * tf.cast(samples, pd.parameters.dtype) ** -0.5)
+    return PooledScoreFactor(scores * tf.cast(samples, pd.parameters.dtype) ** -0.5)
 
 
 def label_factor(pd: Distribution, targets: tf.Tensor) -> ScoreFactor:
@@ -110,4 +146,4 @@ def label_factor(pd: Distribution, targets: tf.Tensor) -> ScoreFactor:
     return ScoreFactor(pd.fisher_factor(pd.score_factor(targets))[None])
 
 
-__all__ = ["ExactFactor", "OutputFactor", "ScoreFactor", "label_factor", "sampled_factor"]
+__all__ = ["ExactFactor", "OutputFactor", "PooledScoreFactor", "ScoreFactor", "label_factor", "sampled_factor"]

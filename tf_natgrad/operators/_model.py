@@ -188,7 +188,7 @@ class ModelOperator(CurvatureOperator):
                     )
                 )
             self._adopt(batch, index)
-            return function(batch, *operands)
+            return function(batch, *operands), tf.size(batch.weights)
 
         def compiled(term: Callable) -> Callable:
             return self._as_graph(("batch", name), term)
@@ -266,7 +266,8 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
     def rows(self) -> int | None:
         if self._source.batch is None:
             return None
-        return tf.TensorShape([self.batch.factor.rank, *self.batch.pd.parameters.shape[:-1]]).num_elements()
+        positions = self.batch.pd.parameters.shape[: 1 if self.batch.factor.is_pooled else -1]
+        return tf.TensorShape([self.batch.factor.rank, *positions]).num_elements()
 
     @property
     def gram_refusal(self) -> str | None:
@@ -318,7 +319,11 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
 
     def _batch_product(self, batch: Batch, vector: tf.Tensor) -> tf.Tensor:
         image = batch.linearization.jvp(self._flat.unflatten(vector))
-        weighted = batch.factor.matvec(image) * batch.output_weights
+        if batch.factor.is_pooled:
+            root = tf.sqrt(batch.output_weights)
+            weighted = batch.factor.matvec(image * root) * root
+        else:
+            weighted = batch.factor.matvec(image) * batch.output_weights
         return self._flat.flatten(batch.linearization.vjp(weighted))
 
     def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
@@ -327,7 +332,8 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
     def _rows_by(self, factor: OutputFactor, vector: tf.Tensor) -> tf.Tensor:
         """`sqrt(w) S^T J v` for a factor `S` of the output space."""
         image = self.batch.linearization.jvp(self._flat.unflatten(vector))
-        rows = factor.apply_transpose(image) * tf.sqrt(self.batch.output_weights)
+        root = tf.sqrt(self.batch.output_weights)
+        rows = factor.apply_transpose(image * root) if factor.is_pooled else factor.apply_transpose(image) * root
         return self._to_rows(tf.cast(rows, self.dtype))
 
     def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
@@ -336,20 +342,20 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
 
     def _gram(self) -> tf.Tensor:
         columns = self.batch.factor.columns() * tf.sqrt(self.batch.output_weights)
-        if columns.shape.rank > 3:
+        if columns.shape.rank > 3 and not self.batch.factor.is_pooled:
             columns = _one_position_each(columns)
         return self.batch.record.gram(self.batch.linearization, columns)
 
     def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
-        """`[N, T..., R] -> [m]`, in the order of the rows of `A`: positions, columns of `S`, examples."""
+        """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""
         axes = [*range(1, per_position.shape.rank), 0]
         return tf.reshape(tf.transpose(per_position, axes), [-1])
 
     def _from_rows(self, vector: tf.Tensor) -> tf.Tensor:
         """The inverse of `_to_rows`."""
-        z = self.batch.pd.parameters
-        shape = tf.concat([tf.shape(z)[1:-1], [self.batch.factor.rank], tf.shape(z)[:1]], 0)
-        rank = z.shape.rank
+        z, factor = self.batch.pd.parameters, self.batch.factor
+        middle, rank = (tf.shape(z)[1:1], 2) if factor.is_pooled else (tf.shape(z)[1:-1], z.shape.rank)
+        shape = tf.concat([middle, [factor.rank], tf.shape(z)[:1]], 0)
         return tf.transpose(tf.reshape(tf.cast(vector, z.dtype), shape), [rank - 1, *range(rank - 1)])
 
 

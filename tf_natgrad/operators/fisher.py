@@ -24,8 +24,9 @@ class Fisher(FactoredModelOperator):
     times its `sample_weight`). With `L_i = S_i S_i^T` it is `A^T A`, `A` `[m, n]` the stack of
     `sqrt(w_i) S_i^T J_i`, rows ordered with the columns of `S` major and the examples minor.
 
-    Outputs `[N, T, C]` count as N T positions, as in Keras's losses. For binary cross-entropy and mean squared
-    error the mean over the outputs is part of the matrix, as it is of the loss.
+    Outputs `[N, T, C]` count as N T positions, as in Keras's losses; each has its rows of `A`, but with `kind="mc"`
+    those of an example are summed. For binary cross-entropy and mean squared error the mean over the outputs is part
+    of the matrix, as it is of the loss.
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
@@ -37,9 +38,11 @@ class Fisher(FactoredModelOperator):
         model: a Keras model with one output.
         loss: a Keras loss, its name, or a `Distribution` subclass; see `likelihood_of`. Never guessed.
         data: one batch, or a `tf.data.Dataset`; see `ModelOperator`. The labels are not used, the Fisher has none.
-        kind: `"exact"` (the expectation over labels in closed form) or `"mc"` (labels drawn from the model).
+        kind: `"exact"` (the expectation over labels in closed form) or `"mc"` (labels drawn from the model, at each
+            position of an example independently).
         seed: fixes the draw of `"mc"`: the same matrix at each product. An integer, or a scalar tensor of one.
-        mc_samples: labels drawn per example, for `"mc"`.
+        mc_samples: draws per example, for `"mc"`. `A` has one row for each: `sum_t sqrt(w_it) score_it^T J_it` over
+            the positions t of example i, divided by `sqrt(mc_samples)`.
         **options: `sample_weight`, `training`, `variables`, `progress`, `micro_batch_size`; see `ModelOperator`.
 
     Raises:

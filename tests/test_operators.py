@@ -326,6 +326,63 @@ def test_bad_damping_is_refused(damping, error):
         cases.shared("mlp").fisher.damped(damping)
 
 
+@pytest.mark.parametrize("value", [-1e-3, float("nan")])
+@pytest.mark.parametrize("kind", [tf.constant, tf.Variable, keras.Variable])
+def test_damping_that_is_a_tensor_is_refused_at_once(kind, value):
+    fisher = cases.shared("mlp").fisher
+    with pytest.raises(ValueError, match=r"`damping`: received (-0.001|nan).*a scalar >= 0"):
+        fisher.damped(kind(value, dtype="float64"))
+    with pytest.raises(ValueError, match=r"`damping`: received (-0.001|nan).*a scalar >= 0"):
+        fisher.damped(0.1).damped(kind(value, dtype="float64"))
+
+
+def test_damping_that_is_a_constant_in_a_trace_is_refused_while_tracing():
+    with pytest.raises(ValueError, match=r"`damping`: received -1.0"):
+        tf.function(lambda: cases.shared("mlp").fisher.damped(tf.constant(-1.0)).damping, autograph=False)()
+
+
+def test_damping_that_is_no_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"`damping`: received shape \(2,\); expected a scalar"):
+        cases.shared("mlp").fisher.damped(tf.constant([0.1, 0.2], tf.float64))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_damping_of_a_graph_is_checked_when_it_runs(jit_compile, rng):
+    problem = cases.shared("mlp")
+    vector = rng.normal(size=problem.size)
+
+    @tf.function(autograph=False, jit_compile=jit_compile)
+    def product(damping):
+        operator = problem.fisher.damped(damping)
+        assert operator.static_damping is None
+        return operator.matvec(vector)
+
+    assert difference(product(tf.constant(0.5, tf.float64)), problem.dense @ vector + 0.5 * vector) < TOLERANCE
+    assert difference(product(tf.constant(0.0, tf.float64)), problem.dense @ vector) < TOLERANCE
+    # XLA drops assertions; in training, the step depends on the condition.
+    for bad in () if jit_compile else (-1.0, np.nan):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"`damping`: received a negative number or NaN"):
+            product(tf.constant(bad, tf.float64))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_training_with_a_damping_out_of_range_moves_nothing(jit_compile, rng):
+    model = ng.NaturalGradientSequential([keras.Input((3,)), keras.layers.Dense(2)])
+    optimizer = ng.NaturalGradient(0.7, damping=0.1, max_kl=None, line_search=None, solver="cg")
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=jit_compile)
+    x, y = rng.normal(size=(6, 3)), np.array([0, 1, 1, 0, 1, 0])
+    model.train_on_batch(x, y)
+    before = model.get_weights()
+    for bad in (-1.0, np.nan):
+        optimizer.damping.assign(bad)
+        with pytest.raises(ValueError, match="damping"):
+            model.train_on_batch(x, y)
+        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), before, strict=True))
+    optimizer.damping.assign(0.1)
+    model.train_on_batch(x, y)
+    assert not np.array_equal(model.get_weights()[0], before[0])
+
+
 def test_damping_of_something_else_is_refused():
     with pytest.raises(TypeError, match=r"`base`: received LinearOperatorIdentity"):
         ng.operators.Damped(tf.linalg.LinearOperatorIdentity(3), 0.1)

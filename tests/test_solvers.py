@@ -1,15 +1,20 @@
 """SVD, Gram and CG: one answer, on every matrix that training meets, and a report that can be believed."""
 
+import functools
+
 import cases
 import keras
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import tensorflow as tf
 from oracle import difference
 
 import tf_natgrad as ng
+from tf_natgrad import _checks
 from tf_natgrad.operators import FactoredRhs, Fisher
 from tf_natgrad.solvers import Auto, ConjugateGradient, Gram, StopReason, SVDPseudoInverse, get
+from tf_natgrad.solvers._base import readable
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -559,6 +564,142 @@ def test_stagnation_on_an_inconsistent_system(rng):
     assert solution.info.reason.startswith("stopped")
 
 
+@functools.cache
+def _partly_outside_the_range(dtype, damping, size=120, rows=40, outside=1.0):
+    """`F = A^T A` of low rank with damping, and a right-hand side of which a part lies outside of the range of `F`."""
+    rng = np.random.default_rng(0)
+    factor = np.geomspace(1, 1e-2, rows)[:, None] * rng.normal(size=(rows, size)) / np.sqrt(size)
+    b, w = factor.T @ rng.normal(size=rows), rng.normal(size=size)
+    w -= np.linalg.lstsq(factor.T, w, rcond=None)[0] @ factor
+    b += outside * np.linalg.norm(b) / np.linalg.norm(w) * w
+    matrix = factor.T @ factor + damping * np.eye(size)
+    return Counted(tf.constant(matrix, dtype), is_self_adjoint=True), tf.constant(b, dtype), matrix, b
+
+
+class Counted(tf.linalg.LinearOperatorFullMatrix):
+    """A matrix that counts its products in eager execution."""
+
+    products = 0
+
+    def matvec(self, x, *arguments, **options):
+        self.products += 1
+        return super().matvec(x, *arguments, **options)
+
+
+def _compiled(solver, operator, b):
+    """As a graph, which is faster where there are hundreds of iterations."""
+    value, info = tf.function(lambda: tuple(solver.solve(operator, b)), autograph=False)()
+    return value, readable(info)
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-7])
+@pytest.mark.parametrize("outside", [1.0, 1e-4])
+def test_a_rise_of_the_residual_is_no_stagnation(outside, damping):
+    operator, b, matrix, _ = _partly_outside_the_range("float64", damping, outside=outside)
+    operator.products, count = 0, []
+    peer, _ = scipy.sparse.linalg.cg(matrix, b.numpy(), rtol=1e-8, maxiter=400, callback=count.append)
+    value, info = ConjugateGradient(rtol=1e-8).solve(operator, b)
+    expected = np.linalg.solve(matrix, b.numpy())
+    assert difference(value, expected) < max(2 * difference(peer, expected), 1e-7)
+    assert info.converged and info.iterations <= 1.1 * len(count)
+    # One for the last residual, one for the claim of convergence, and the checks on the way.
+    assert info.iterations < operator.products <= 1.02 * info.iterations + 3
+
+
+@pytest.mark.parametrize("mode", ["graph", "xla"])
+def test_a_rise_of_the_residual_is_no_stagnation_in_graphs(mode):
+    operator, b, matrix, _ = _partly_outside_the_range("float64", 1e-6)
+
+    @tf.function(autograph=False, jit_compile=mode == "xla")
+    def solve(b):
+        value, info = ConjugateGradient(rtol=1e-8).solve(operator, b)
+        return value, info.reason
+
+    value, reason = solve(b)
+    assert reason == StopReason.CONVERGED and difference(value, np.linalg.solve(matrix, b.numpy())) < TOLERANCE
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-7])
+def test_single_precision_stops_where_rounding_does_and_not_before(damping):
+    operator, b, matrix, exact = _partly_outside_the_range("float32", damping, 200, 60)
+    peer, _ = scipy.sparse.linalg.cg(operator.to_dense().numpy(), b.numpy(), rtol=1e-5, maxiter=400)
+    value, info = _compiled(ConjugateGradient(rtol=1e-5), operator, b)
+    expected = np.linalg.solve(matrix, exact)
+    assert difference(value, expected) < 1e-2
+    assert difference(value, expected) < 2 * difference(peer, expected)
+    assert "no longer falls" in info.reason and info.iterations < 400
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_divergence_on_an_inconsistent_system_ends(dtype):
+    operator, b, *_ = _partly_outside_the_range(dtype, 0.0)
+    value, info = _compiled(ConjugateGradient(rtol=1e-10, max_iterations=2000), operator, b)
+    assert not info.converged and info.reason.startswith("stopped") and info.iterations < 400
+    assert info.relative_residual <= 1.0 and np.isfinite(value).all()
+
+
+def test_patience_is_how_long_rounding_may_go_unnoticed():
+    operator, b, *_ = _partly_outside_the_range("float32", 1e-6)
+    soon, late = (_compiled(ConjugateGradient(1e-5, max_iterations=400, patience=p), operator, b)[1] for p in (10, 60))
+    assert "no longer falls" in soon.reason and "no longer falls" in late.reason
+    assert soon.iterations < late.iterations and soon.relative_residual < 0.1
+
+
+@pytest.mark.parametrize("seed, rtol", [(2, 4e-5), (1, 2e-5)])
+def test_a_tolerance_that_rounding_misses_by_little_is_reached(seed, rtol):
+    rng = np.random.default_rng(seed)
+    factor = np.geomspace(1, 0.1, 20)[:, None] * rng.normal(size=(20, 60)) / np.sqrt(60)
+    b, w = factor.T @ rng.normal(size=20), rng.normal(size=60)
+    w -= np.linalg.lstsq(factor.T, w, rcond=None)[0] @ factor
+    b += 0.1 * np.linalg.norm(b) / np.linalg.norm(w) * w
+    matrix = (factor.T @ factor).astype("float32") + np.float32(1e-4) * np.eye(60, dtype="float32")
+    operator = tf.linalg.LinearOperatorFullMatrix(matrix, is_self_adjoint=True)
+    info = ConjugateGradient(rtol=rtol).solve(operator, b.astype("float32")).info
+    assert info.converged and info.reason.startswith("converged")
+
+
+@pytest.mark.parametrize("start", [None, np.ones(3)], ids=["cold", "warm"])
+@pytest.mark.parametrize("diagonal", [[1.0, 2.0, 3.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+def test_right_hand_side_of_zero(diagonal, start, caplog):
+    operator = tf.linalg.LinearOperatorDiag(tf.constant(diagonal, tf.float64), is_self_adjoint=True)
+    value, info = ConjugateGradient().solve(operator, np.zeros(3), start)
+    assert np.array_equal(value, np.zeros(3)) and info.converged and info.iterations == 0
+    assert info.residual == info.relative_residual == info.quadratic_form == info.residual_product == 0.0
+    assert info.reason.startswith("converged") and not caplog.records
+
+
+@pytest.mark.parametrize("stopping", ["residual", "progress"])
+def test_operator_of_zeros(stopping):
+    layers = [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
+    fisher = Fisher(keras.Sequential(layers), "mse", np.zeros((3, 2)))
+    solver = ConjugateGradient(stopping=stopping)
+    value, info = solver.solve(fisher.damped(0.1), np.ones(2))
+    assert value.numpy() == pytest.approx(10 * np.ones(2)) and info.converged and info.iterations == 1
+    assert info.quadratic_form == pytest.approx(0.0) and info.least_curvature == pytest.approx(0.1)
+    value, info = solver.solve(fisher, np.ones(2))
+    assert np.array_equal(value, np.zeros(2)) and "non-positive curvature" in info.reason and not info.converged
+
+
+def test_reason_agrees_with_the_true_residual(rng):
+    operator, _ = _planted(np.linspace(1, 2, 12))
+    b = rng.normal(size=12)
+    for limit in range(1, 14):
+        info = ConjugateGradient(rtol=1e-6, max_iterations=limit).solve(operator, b).info
+        assert info.converged == info.reason.startswith("converged") == (info.relative_residual <= 1e-6)
+
+
+def test_each_reason_is_logged_once(rng, caplog):
+    operator, _ = _planted(np.concatenate([[-5.0], np.geomspace(1, 1e3, 39)]))
+    positive, _ = _planted(np.geomspace(1, 1e3, 40))
+    b = rng.normal(size=40)
+    _checks._logged.clear()
+    for _ in range(2):
+        ConjugateGradient(rtol=1e-12, max_iterations=2).solve(positive, b)
+        ConjugateGradient(rtol=1e-12).solve(operator, b)
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2 and "max_iterations" in texts[0] and "non-positive curvature" in texts[1]
+
+
 def test_operator_that_gives_nan():
     matrix = np.eye(4)
     matrix[2, 2] = np.nan
@@ -572,6 +713,7 @@ def test_right_hand_side_with_nan_is_not_called_solved():
     rhs = np.full(problem.size, np.nan)
     solution = ConjugateGradient().solve(problem.fisher.damped(0.1), rhs)
     assert not solution.info.converged and not np.isfinite(solution.value).any()
+    assert "right-hand side" in solution.info.reason
 
 
 def test_operator_that_is_not_symmetric_is_refused():

@@ -21,11 +21,12 @@ class Damped(CurvatureOperator):
 
     Args:
         base: a curvature operator.
-        damping: a number >= 0, or a scalar tensor or variable.
+        damping: a number >= 0, or a scalar tensor or variable whose value is >= 0.
 
     Raises:
-        ValueError: if `damping` is a negative number.
-        TypeError: if `base` is not a curvature operator.
+        ValueError: if `damping` is negative, NaN or not a scalar; an assertion is added to a graph that does not yet
+            know its value.
+        TypeError: if `base` is not a curvature operator, or `damping` not a number.
     """
 
     # TensorFlow's search for variables cannot look into an operator inside an operator.
@@ -34,8 +35,7 @@ class Damped(CurvatureOperator):
     def __init__(self, base: CurvatureOperator, damping: TensorLike):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
-        if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
-            _checks.check_number("damping", damping, minimum=0.0)
+        _check_damping(damping)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
             damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)
@@ -69,6 +69,21 @@ class Damped(CurvatureOperator):
     def _dense(self) -> tf.Tensor:
         dense = self.base._dense()
         return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self.damping)
+
+
+def _check_damping(damping: TensorLike) -> None:
+    """Refuses a damping that is not a scalar >= 0: at once where it has a value, in the graph otherwise."""
+    if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
+        _checks.check_number("damping", damping, minimum=0.0)
+        return
+    value = tf.convert_to_tensor(damping)
+    if value.shape.rank not in (0, None):
+        raise ValueError(_checks.message("damping", f"shape {tuple(value.shape)}", "a scalar"))
+    static = tf.get_static_value(value)
+    if static is None:
+        _checks.require(value >= 0, _checks.message("damping", "a negative number or NaN", "a scalar >= 0"))
+    elif not static >= 0:
+        raise ValueError(_checks.message("damping", static, "a scalar >= 0"))
 
 
 __all__ = ["Damped"]

@@ -30,12 +30,15 @@ class StopReason(enum.IntEnum):
 
 
 _RUNNING = -1
+_BEST = "the best iterate is returned"
 _TEXTS = {
     StopReason.CONVERGED: "converged: the true residual is within the tolerance",
-    StopReason.MAX_ITERATIONS: "stopped at max_iterations, before the tolerance was reached",
-    StopReason.STAGNATION: "stopped: the residual no longer falls in this precision; the best iterate is returned",
-    StopReason.NON_POSITIVE_CURVATURE: "stopped at a direction of non-positive curvature; the best iterate is returned",
-    StopReason.NOT_FINITE: "stopped: a product was not finite; the best iterate is returned",
+    StopReason.MAX_ITERATIONS: f"stopped at max_iterations, before the tolerance was reached; {_BEST}",
+    StopReason.STAGNATION: "stopped: the residual no longer falls in this precision, because rounding errors have "
+    f"reached its least value; {_BEST}",
+    StopReason.NON_POSITIVE_CURVATURE: f"stopped at a direction of non-positive curvature; {_BEST}",
+    StopReason.NOT_FINITE: "stopped: the right-hand side, a product or the preconditioner was not finite; the best "
+    "iterate before that is returned, if there was one",
     StopReason.PROGRESS: "stopped by the progress rule: the quadratic hardly falls any more",
 }
 
@@ -45,14 +48,15 @@ class CGInfo(NamedTuple):
 
     Attributes:
         solver: its name.
-        iterations: products spent on iterations.
+        iterations: products spent on iterations; those that compute a residual anew are not counted.
         residual: norm of the true residual `rhs - operator x`, recomputed at the end.
         relative_residual: the same, relative to the right-hand side.
         converged: whether that residual is within the tolerance.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
         residual_product: `x^T r` with that residual `r`, so that `rhs^T x = x^T operator x + x^T r` exactly; zero but
             for rounding where the iteration started from zero.
-        least_curvature: the least `p^T F p / p^T p` met; not positive where the matrix is not positive definite.
+        least_curvature: the least `p^T F p / p^T p` met; not positive where the matrix is not positive definite
+            in this precision, infinite where there was no iteration.
         reason: a `StopReason` as text; inside a graph its integer code.
         why: why this solver was chosen, where it was chosen automatically.
     """
@@ -72,7 +76,8 @@ class CGInfo(NamedTuple):
         """Puts the reason into words, and logs an end that no rule asked for."""
         reason = StopReason(self.reason)
         if not self.converged and reason != StopReason.PROGRESS:
-            _checks.log_once(f"ConjugateGradient {reason.text}")
+            # Short enough that each reason is logged once.
+            _checks.log_once(f"CG {reason.text}")
         return self._replace(reason=reason.text)
 
 
@@ -84,9 +89,9 @@ class _State(NamedTuple):
     inner: tf.Tensor
     best_x: tf.Tensor
     best: tf.Tensor
-    best_iteration: tf.Tensor
+    least_residual: tf.Tensor
+    settled: tf.Tensor
     least_curvature: tf.Tensor
-    restarts: tf.Tensor
     reason: tf.Tensor
     history: tf.Tensor
 
@@ -96,8 +101,14 @@ class ConjugateGradient(Algorithm):
     """Solves `operator x = rhs` by products alone, for a symmetric positive semi-definite operator.
 
     Differences from the textbook: inner products are accumulated in float64; a residual that the recursion calls
-    converged is computed anew, and the iteration restarted from it where it is not; the iteration stops where
-    rounding keeps the residual from falling, and the best iterate is returned, not the last.
+    converged is computed anew, and the iteration restarted from it where it is not; the best iterate is returned, not
+    the last; and the iteration stops where rounding keeps the residual from falling.
+
+    The norm of the residual is not monotone: on a matrix with small eigenvalues it may rise for hundreds of iterations
+    before it falls below its first value, so that a rise is no sign of stagnation. Rounding is: the residual of the
+    recursion drifts away from the true one, and hardly ever comes back. After `patience` iterations without a new best,
+    the true residual is computed, by one product. Where its distance from the recursion's has reached the least
+    residual so far, later iterates are not expected to do better, and the iteration stops; otherwise it goes on.
 
     With `stopping="progress"` it also stops at iteration i where the quadratic `phi(x) = x^T A x / 2 - b^T x` is
     negative and fell by less than the fraction `k progress_tolerance` in the last `k = max(10, ceil(i / 10)) < i`
@@ -116,7 +127,8 @@ class ConjugateGradient(Algorithm):
         max_iterations: products at most; by default `min(2 n, 1000)`.
         preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite; or
             `"jacobi"`, the inverse of the diagonal, which costs as many products as the operator has rows or columns.
-        patience: iterations without a new best residual (or phi) after which the iteration counts as stagnant.
+        patience: iterations without a new best residual (or phi) after which rounding errors are measured, by one
+            product, and again after as many; the iteration stops where they rule a better iterate out.
         stopping: `"residual"`, or `"progress"` for Martens's rule; the tolerances stop it either way.
         progress_tolerance: for that rule.
 
@@ -126,6 +138,7 @@ class ConjugateGradient(Algorithm):
 
     References:
         M. R. Hestenes, E. Stiefel, "Methods of conjugate gradients for solving linear systems" (1952).
+        A. Greenbaum, "Estimating the attainable accuracy of recursively computed residual methods" (1997).
         J. Martens, "Deep learning via Hessian-free optimization", ICML (2010), section 4.4.
     """
 
@@ -165,7 +178,8 @@ class ConjugateGradient(Algorithm):
         scale = _norm(b)
         tolerance = tf.maximum(tf.constant(self.atol, tf.float64), self.rtol * scale)
 
-        x = tf.zeros_like(b) if x0 is None else x0
+        # A right-hand side of zero has the solution zero; no tolerance relative to it would be reached from elsewhere.
+        x = tf.zeros_like(b) if x0 is None else tf.where(scale > 0, x0, tf.zeros_like(x0))
         r = b if x0 is None else b - multiply(x)
         z = precondition(r)
         norm = _norm(r)
@@ -182,9 +196,9 @@ class ConjugateGradient(Algorithm):
             inner=_dot(r, z),
             best_x=x,
             best=phi(x, r) if by_progress else norm,
-            best_iteration=tf.constant(0),
+            least_residual=norm,
+            settled=tf.constant(0),
             least_curvature=tf.constant(float("inf"), tf.float64),
-            restarts=tf.constant(0),
             reason=tf.where(norm <= tolerance, int(StopReason.CONVERGED), _RUNNING),
             # phi of each iterate: of a fixed shape, for XLA.
             history=tf.zeros([limit + 1 if by_progress else 0], tf.float64),
@@ -198,22 +212,24 @@ class ConjugateGradient(Algorithm):
             alpha = tf.cast(tf.where(bad, tf.zeros_like(curvature), state.inner / curvature), b.dtype)
             x = state.x + alpha * p
             r = state.residual - alpha * image
-            # The recursion drifts from the truth: what it calls converged is checked.
-            claims = (_norm(r) <= tolerance) & ~bad
-            r = tf.cond(claims, lambda: b - multiply(x), lambda: r)
+            iteration = state.iteration + 1
             norm = _norm(r)
+            # The recursion drifts from the truth: what it calls converged is checked, and so is a long wait.
+            claims = (norm <= tolerance) & ~bad
+            waited = (iteration - state.settled >= self.patience) & ~bad
+            r, norm, gap = tf.cond(
+                claims | waited, lambda: _verified(b - multiply(x), r, claims), lambda: (r, norm, tf.zeros_like(norm))
+            )
+            lost = (claims | waited) & (gap >= state.least_residual)
             z = precondition(r)
             inner = _dot(r, z)
             beta = tf.cast(tf.where(claims, tf.zeros_like(inner), inner / state.inner), b.dtype)
-            iteration = state.iteration + 1
             measure = phi(x, r) if by_progress else norm
-            # What is within the tolerance is best, also where rounding lets phi rise.
-            better = (measure < state.best) | (norm <= tolerance)
-            restarts = state.restarts + tf.cast(claims, tf.int32)
-            best_iteration = tf.where(better, iteration, state.best_iteration)
+            # What is within the tolerance is best, also where rounding lets phi rise; and where the iteration begins
+            # anew, later residuals are to be compared with the true one.
+            better = (measure < state.best) | claims
             reason = tf.where(iteration >= limit, int(StopReason.MAX_ITERATIONS), _RUNNING)
-            stagnant = (iteration - best_iteration >= self.patience) | (restarts > 3) | (claims & ~better)
-            reason = tf.where(stagnant, int(StopReason.STAGNATION), reason)
+            reason = tf.where(lost, int(StopReason.STAGNATION), reason)
             history = state.history
             if by_progress:
                 history = tf.tensor_scatter_nd_update(history, [[iteration]], [measure])
@@ -232,9 +248,9 @@ class ConjugateGradient(Algorithm):
                     inner=inner,
                     best_x=tf.where(better, x, state.best_x),
                     best=tf.where(better, measure, state.best),
-                    best_iteration=best_iteration,
+                    least_residual=tf.where(claims, norm, tf.minimum(norm, state.least_residual)),
+                    settled=tf.where(better | waited, iteration, state.settled),
                     least_curvature=tf.minimum(state.least_curvature, tf.math.divide_no_nan(curvature, _dot(p, p))),
-                    restarts=restarts,
                     reason=reason,
                     history=history,
                 ),
@@ -247,16 +263,18 @@ class ConjugateGradient(Algorithm):
         _, damping, _ = undamped(operator)
         # Where nothing is finite there is no best iterate either.
         unusable = (state.reason == int(StopReason.NOT_FINITE)) & ~tf.math.is_finite(scale)
+        # The recursion may have missed it.
+        reason = tf.where(residual <= tolerance, int(StopReason.CONVERGED), state.reason)
         value = tf.where(unusable, b * tf.constant(float("nan"), b.dtype), state.best_x)
         numbers = (
             state.iteration,
             residual,
             tf.math.divide_no_nan(residual, scale),
-            residual <= tolerance,
+            reason == int(StopReason.CONVERGED),
             _dot(state.best_x, image - damping * state.best_x),
             _dot(state.best_x, remainder),
             state.least_curvature,
-            state.reason,
+            reason,
         )
         return value, numbers
 
@@ -279,6 +297,12 @@ class ConjugateGradient(Algorithm):
 
     def report(self, numbers: tuple) -> CGInfo:
         return CGInfo(type(self).__name__, *numbers)
+
+
+def _verified(truth: tf.Tensor, r: tf.Tensor, replace: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The residual to go on with and its norm, and the distance of the recursion's from the true one."""
+    kept = tf.where(replace, truth, r)
+    return kept, _norm(kept), _norm(truth - r)
 
 
 def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

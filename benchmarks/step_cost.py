@@ -17,6 +17,8 @@ from _problems import LOSS, batch_for, gradient_of, mlp
 from _timing import side_by_side, table
 
 import tf_natgrad as ng
+from tf_natgrad import _checks
+from tf_natgrad.solvers.gram import require_consistent
 
 DAMPING = 0.1
 
@@ -74,6 +76,43 @@ def against_dense(size: int, batch_size: int, rounds: int) -> list[list[object]]
     ]
 
 
+def checks_of(fisher: ng.operators.Fisher, count: int):
+    """`count` checks of a solution inside one loop: `x^T K x` against `|A^T x|^2`, `K x` included."""
+    gram, start = fisher.gram(), tf.random.stateless_normal([fisher.rows], [5, 6])
+    direction = fisher.factor_transpose_matvec(start)
+
+    @tf.function
+    def checks():
+        def body(k, x, value):
+            with _checks.collected() as conditions:
+                require_consistent(gram, x, tf.linalg.matvec(gram, x), value, fisher.rounding)
+            with tf.control_dependencies(conditions):
+                # Other numbers each time, so that nothing can be taken out of the loop.
+                return k + 1, -x, tf.identity(value)
+
+        return tf.while_loop(lambda k, *_: k < count, body, (0, start, direction))[1]
+
+    return checks
+
+
+def self_check(widths: tuple[int, ...], batch_size: int, rounds: int) -> list[list[object]]:
+    """What it costs that each step checks itself: loops of 210 and of 10 checks, against a step."""
+    model = mlp(*widths)
+    x, y = batch_for(model, batch_size)
+    fisher = ng.operators.Fisher(model, LOSS, x)
+    times = side_by_side(
+        {"step": step_of(model, x, y, "gram"), "few": checks_of(fisher, 10), "many": checks_of(fisher, 210)},
+        rounds=2 * rounds,
+        progress="check",
+    )
+    check = (times["many"] - times["few"]) / 200
+    name = "-".join(map(str, widths))
+    return [
+        [f"{name}, batch {batch_size}: exact step", times["step"] * 1e3, "", ""],
+        ["  its check of itself", check * 1e3, "", f"{check / times['step']:.2%} of the step"],
+    ]
+
+
 def exact_step(batch_size: int, rounds: int) -> list[list[object]]:
     """The exact damped step of a network whose dense Fisher would take 1.8 TB."""
     model = mlp(784, 512, 512, 10)
@@ -121,6 +160,8 @@ def main() -> None:
     if not arguments.no_dense:
         rows += against_dense(14, 32, arguments.rounds)
     rows += exact_step(32, arguments.rounds)
+    rows += self_check((196, 10), 32, arguments.rounds)
+    rows += self_check((784, 512, 512, 10), 32, arguments.rounds)
     rows += fisher_product(512, arguments.rounds)
     print(table(["", "milliseconds", "gradients", ""], rows))
 

@@ -1,6 +1,7 @@
 """One direction: right in every mode, refused with its own message on bad input, never touching the weights."""
 
 import itertools
+import sys
 
 import cases
 import keras
@@ -102,6 +103,49 @@ def test_a_new_shape_or_solver_is_traced_anew(monkeypatch):
     _direction(problem, solver="svd")
     ng.natural_gradient(problem.model, problem.loss, problem.x[:3], problem.y[:3])
     assert len(traces) == 3
+
+
+def test_equal_configurations_share_a_trace(monkeypatch):
+    problem = cases.fresh("softmax_regression")
+    traces = _traces(problem.model.layers[0], monkeypatch)
+    scale = tf.constant(0.5, tf.float64)
+    for _ in range(3):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        ng.natural_gradient(problem.model, loss, problem.x, problem.y)
+    assert len(traces) == 1
+    for _ in range(3):
+        inline = ng.solvers.ConjugateGradient(preconditioner=lambda r: scale * r)
+        ng.natural_gradient(problem.model, problem.loss, problem.x, problem.y, solver=inline)
+    assert len(traces) == 2
+    smoothed = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    ng.natural_gradient(problem.model, smoothed, problem.x, problem.y)
+    assert len(traces) == 3
+
+
+def test_what_a_function_closes_over_tells_it_from_others():
+    problem = cases.fresh("softmax_regression")
+    found = []
+    for factor in (1.0, 1e-3):
+        scale = tf.constant(factor, tf.float64)
+        solver = ng.solvers.ConjugateGradient(preconditioner=lambda r, scale=scale: scale * r, rtol=1e-10)
+        one_step = ng.solvers.ConjugateGradient(preconditioner=lambda r: r * scale, max_iterations=2)  # noqa: B023
+        for each in (solver, one_step):
+            found.append(ng.natural_gradient(problem.model, problem.loss, problem.x, problem.y, solver=each)[1])
+    assert len({id(info) for info in found}) == 4
+    kept = problem.model._tf_natgrad_directions._functions
+    assert len(kept) == 4
+
+
+def test_what_is_kept_of_a_model_is_bounded(monkeypatch, caplog):
+    problem = cases.fresh("softmax_regression")
+    monkeypatch.setattr(sys.modules["tf_natgrad.natural_gradient"], "_KEPT", 3)
+    for rtol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
+        _direction(problem, solver=ng.solvers.ConjugateGradient(rtol=rtol))
+    kept = problem.model._tf_natgrad_directions
+    assert len(kept._functions) == 3
+    for examples in range(1, 6):
+        ng.natural_gradient(problem.model, problem.loss, problem.x[:examples], problem.y[:examples])
+    assert len(kept._plans) == 3
 
 
 def test_later_weights_are_seen():

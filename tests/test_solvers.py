@@ -887,3 +887,59 @@ def test_gram_on_a_network_whose_dense_fisher_would_not_fit(rng):
     solution = Gram().solve(fisher.damped(0.1), rhs)
     residual = fisher.damped(0.1).matvec(solution.value) - fisher.factor_transpose_matvec(rhs.u)
     assert np.linalg.norm(residual) < 1e-5 * np.linalg.norm(fisher.factor_transpose_matvec(rhs.u))
+
+
+# What the Gram solver reports.
+
+
+def _plain_right_hand_sides(problem):
+    """A gradient with ever more of it outside of the range of A^T."""
+    rng = np.random.default_rng(0)
+    inside = problem.fisher.factor_transpose_matvec(rng.normal(size=problem.fisher.rows)).numpy()
+    outside = rng.normal(size=problem.size)
+    return [inside / np.linalg.norm(inside) + share * outside / np.linalg.norm(outside) for share in (0.0, 0.3, 3.0)]
+
+
+@pytest.mark.parametrize("name", ["mlp", "softmax_regression", "ten_classes"])
+@pytest.mark.parametrize("rcond", [1e-10, 1e-2])
+def test_gram_tells_what_it_left_out_of_a_plain_vector(name, rcond, singular):
+    problem = singular(name)
+    for rhs in _plain_right_hand_sides(problem):
+        told = Gram(rcond).solve(problem.fisher, rhs).info.discarded_gradient_energy
+        expected = SVDPseudoInverse(rcond).solve(problem.fisher, rhs).info.discarded_gradient_energy
+        assert abs(told - expected) < 1e-8
+    assert told > 0.1
+    assert Gram(rcond).solve(problem.fisher.damped(0.1), rhs).info.discarded_gradient_energy == 0.0
+
+
+def test_gram_tells_what_it_left_out_of_a_gradient_with_a_rest(singular):
+    problem = singular("mlp")
+    rhs = problem.rhs._replace(rest=tf.constant(_plain_right_hand_sides(problem)[2]))
+    flat = problem.fisher.factor_transpose_matvec(rhs.u) + rhs.rest
+    for rcond in (1e-10, 1e-2):
+        told = Gram(rcond).solve(problem.fisher, rhs).info.discarded_gradient_energy
+        expected = SVDPseudoInverse(rcond).solve(problem.fisher, flat).info.discarded_gradient_energy
+        assert abs(told - expected) < 1e-8
+
+
+def test_gram_tells_what_it_left_out_after_cholesky(float64):
+    problem = cases.shared("mlp")
+    info = Gram(1e-12).solve(problem.fisher, _plain_right_hand_sides(problem)[2]).info
+    expected = SVDPseudoInverse(1e-12).solve(problem.fisher, _plain_right_hand_sides(problem)[2]).info
+    assert not info.used_eigh and abs(info.discarded_gradient_energy - expected.discarded_gradient_energy) < 1e-8
+
+
+@pytest.mark.parametrize("name", ["mlp", "softmax_regression", "regression"])
+def test_condition_number_after_an_undamped_cholesky(name, float64):
+    problem = cases.shared(name)
+    info = Gram(1e-14).solve(problem.fisher, problem.rhs).info
+    assert not info.used_eigh
+    values = np.linalg.eigvalsh(problem.fisher.gram().numpy())
+    assert 0.5 < info.condition_number / (values[-1] / values[0]) < 1.0 + 1e-6
+
+
+def test_quadratic_form_where_the_gram_matrix_is_tiny():
+    # (K + damping) c - damping c is all rounding there, in single precision 4e11 of it.
+    problem = cases.singular_digits(dtype="float32", scale=1000.0)
+    info = Gram().solve(problem.fisher.damped(0.1), problem.rhs).info
+    assert info.quadratic_form < 1e-6

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from tf_natgrad import _checks
 from tf_natgrad._direction import penalty_gradient, refuse_activity_losses
+from tf_natgrad._factorised import Step, factorised
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import likelihood_of
-from tf_natgrad.gram import LayerCall, Record, rule_for
+from tf_natgrad.gram import LayerCall, rule_for
 from tf_natgrad.gram.dense import DenseRule
 from tf_natgrad.operators import CurvatureOperator, Fisher
 from tf_natgrad.operators._batch import Batch, unpack
@@ -207,14 +208,6 @@ def _end(history: list[ScoringStep], gtol: float, max_iterations: int) -> str | 
     return None
 
 
-class _Step(NamedTuple):
-    """A full step to be subtracted, its image under `F + R`, and what it took."""
-
-    value: tf.Tensor
-    quadratic_form: tf.Tensor
-    iterations: int
-
-
 class _Fit:
     """The loss with its penalties, its derivatives and the Fisher, all at the weights of the moment."""
 
@@ -227,7 +220,7 @@ class _Fit:
             few = Fisher(model, likelihood, tf.nest.map_structure(lambda t: t[:2], x))
         refuse_activity_losses(model)
         self.flat = self.fisher.flat_parameters
-        self.layer = _only_dense_layer(few.batch.record, self.flat)
+        self.layer = _only_dense_layer(few)
         self.penalised = [v for v in self.flat.variables if getattr(v, "regularizer", None) is not None]
         self._penalty = tf.function(lambda: (self._penalty_value(), penalty_gradient(self.flat)), autograph=False)
 
@@ -322,7 +315,7 @@ class _Along:
     ends, `s (g_0 + g_s)^T d / 2`, which does not cancel (the error is of third order in the step).
     """
 
-    def __init__(self, fit: _Fit, theta: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, step: _Step):
+    def __init__(self, fit: _Fit, theta: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, step: Step):
         self._fit, self._theta, self._loss, self._gradient, self._step = fit, theta, loss, gradient, step
         self._slope = tf.tensordot(gradient, step.value, 1)
         self._rounding = 100.0 * np.finfo(loss.dtype.as_numpy_dtype).eps * (1.0 + abs(float(loss)))
@@ -358,7 +351,7 @@ class _Along:
         return scale * self._slope - 0.5 * tf.square(scale) * self._step.quadratic_form
 
 
-def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor, float], _Step], str]:
+def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor, float], Step], str]:
     """What solves for a step, given the gradient and its norm relative to the first one; and a description."""
     n, one = fit.flat.size, fit.layer is not None
     if solver == "auto":
@@ -370,15 +363,15 @@ def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor
     if kind == "dense":
         fit.fisher._check_dense_memory(4 << 30)
         route = "one Dense layer, block by block" if one else "products with unit vectors"
-        return lambda gradient, _: _factorised(fit.matrix(), gradient, damping), f"dense ({route}){why}"
+        return lambda gradient, _: factorised(fit.matrix(), gradient, damping), f"dense ({route}){why}"
     curvature = _Penalised(fit).damped(damping)
 
-    def iterated(gradient: tf.Tensor, ratio: float) -> _Step:
+    def iterated(gradient: tf.Tensor, ratio: float) -> Step:
         # A few tolerances only: each is compiled once.
         wanted = min(0.1, math.sqrt(ratio))
         rtol = next((r for r in _FORCING if r <= wanted), _FORCING[-1])
         value, info = ConjugateGradient(rtol=rtol).solve(curvature, gradient)
-        return _Step(value, tf.constant(info.quadratic_form, gradient.dtype), info.iterations)
+        return Step(value, tf.constant(info.quadratic_form, gradient.dtype), info.iterations)
 
     return iterated, f"conjugate gradients{why}"
 
@@ -394,32 +387,14 @@ class _Penalised(CurvatureOperator):
         return tf.add_n([term(vector) for term in self._terms])
 
 
-def _factorised(matrix: np.ndarray, gradient: tf.Tensor, damping: float) -> _Step:
-    """The step by Cholesky, refined once; or by eigenvalues, where the matrix is not positive semi-definite."""
-    import scipy.linalg
+def _only_dense_layer(fisher: Fisher) -> keras.layers.Dense | None:
+    """The layer, if all parameters are those of one `Dense` layer that is called once, on inputs `[N, D]`.
 
-    g = gradient.numpy()
-    matrix = matrix + damping * np.eye(len(matrix), dtype=matrix.dtype)
-    # This keeps the share of the null space, which rounding alone gives to g, small; what it changes of the rest is
-    # undone by the refinement.
-    floor = np.finfo(matrix.dtype).eps ** (2 / 3) * np.max(np.diag(matrix), initial=0.0)
-    raised = matrix + floor * np.eye(len(matrix), dtype=matrix.dtype)
-    try:
-        factor = scipy.linalg.cho_factor(raised, overwrite_a=True)
-        step = scipy.linalg.cho_solve(factor, g)
-        step += scipy.linalg.cho_solve(factor, g - matrix @ step)
-    except scipy.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(matrix)
-        keep = values > floor
-        step = vectors[:, keep] @ ((g @ vectors[:, keep]) / values[keep])
-    form = step @ (matrix @ step) - damping * (step @ step)
-    return _Step(tf.constant(step, gradient.dtype), tf.constant(form, gradient.dtype), 1)
-
-
-def _only_dense_layer(record: Record, flat: FlatParameters) -> keras.layers.Dense | None:
-    """The layer, if all parameters are those of one `Dense` layer that is called once, on inputs `[N, D]`."""
-    groups = record.groups(flat)
-    if record.refusal_for(flat) is not None or len(groups) != 1 or len(groups[0]) != 1:
+    Where the Gram matrix is refused, a weight acts otherwise than through the call of its layer.
+    """
+    flat = fisher.flat_parameters
+    groups = fisher.batch.record.groups(flat)
+    if fisher.gram_refusal is not None or len(groups) != 1 or len(groups[0]) != 1:
         return None
     call: LayerCall = groups[0][0]
     layer = call.layer
@@ -439,8 +414,12 @@ def _as_dataset(data: Any, sample_weight: TensorLike | None) -> tf.data.Dataset:
                 _checks.message("sample_weight", "a value together with a data set", "`(x, y, sample_weight)` in it")
             )
         if data.cardinality() != tf.data.INFINITE_CARDINALITY:
+            weighs = []
             for batch in data:
-                _refuse_non_finite(*unpack(batch))
+                x, y, weights = unpack(batch)
+                _refuse_non_finite(x, y, weights)
+                weighs.append(_weighs(weights))
+            _refuse_no_weight(weighs)
         return data
     x, y, weights = unpack(data)
     weights = weights if sample_weight is None else sample_weight
@@ -448,6 +427,7 @@ def _as_dataset(data: Any, sample_weight: TensorLike | None) -> tf.data.Dataset:
         raise ValueError(_checks.message("data", "inputs without labels", "`(x, y)` or a `tf.data.Dataset` of it"))
     weights = None if weights is None else tf.convert_to_tensor(weights)
     _refuse_non_finite(x, y, weights)
+    _refuse_no_weight([_weighs(weights)])
     parts = (x, y) if weights is None else (x, y, weights)
     sizes = {name: len(tf.nest.flatten(p)[0]) for name, p in zip(("x", "y", "sample_weight"), parts, strict=False)}
     if len(set(sizes.values())) > 1:
@@ -469,6 +449,23 @@ def _refuse_non_finite(x: Any, y: Any, sample_weight: Any) -> None:
             raise ValueError(
                 _checks.message(name, "NaN or infinite values", "finite ones", "Clean the data before the fit.")
             )
+
+
+def _weighs(sample_weight: TensorLike | None) -> bool:
+    """Whether any example of a batch counts; an empty one is refused elsewhere."""
+    return sample_weight is None or not np.size(sample_weight) or bool(np.any(np.asarray(sample_weight) != 0))
+
+
+def _refuse_no_weight(weighs: list[bool]) -> None:
+    if weighs and not any(weighs):
+        raise ValueError(
+            _checks.message(
+                "sample_weight",
+                "zeros only",
+                "a positive weight for at least one example",
+                "Leave the weights out to count all examples alike.",
+            )
+        )
 
 
 __all__ = ["FisherScoringResult", "ScoringStep", "fisher_scoring"]

@@ -18,7 +18,7 @@ LAYERS = [
     {"distributions"},
     {"linearize", "gram", "operators"},
     {"solvers", "spectrum"},
-    {"step", "_factorised", "optimizers", "_direction", "models", "fisher_scoring", "callbacks"},
+    {"step", "_factorised", "_separation", "optimizers", "_direction", "models", "fisher_scoring", "callbacks"},
     {"rl", "data"},
 ]
 # Within a row, what else is forbidden: importer -> imported.

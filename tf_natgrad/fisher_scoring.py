@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tf_natgrad import _checks
 from tf_natgrad._direction import penalty_gradient, refuse_activity_losses
 from tf_natgrad._factorised import Step, factorised
+from tf_natgrad._separation import no_finite_fit
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import likelihood_of
 from tf_natgrad.gram import LayerCall, rule_for
@@ -35,6 +36,11 @@ _CHUNK = 2048
 _ONE_LAYER_LIMIT, _ONE_LAYER_UNITS, _DENSE_LIMIT = 1_000, 64, 500
 # Relative residuals of conjugate gradients, the next the closer the fit.
 _FORCING = (1e-1, 1e-2, 1e-4)
+_NO_FIT = (
+    "stopped: no finite maximum-likelihood fit exists, for the loss falls for ever along the last step (fitted "
+    "probabilities go to 0 or 1 and coefficients grow without end: the labels are separable, or a class never occurs); "
+    "add a penalty such as `kernel_regularizer` and `bias_regularizer`, or more data, or drop the class or feature"
+)
 _LINE_SEARCH = LineSearch(max_backtracks=20, shrink=0.5, min_ratio=1e-4)
 
 
@@ -63,7 +69,7 @@ class FisherScoringResult(NamedTuple):
 
     Attributes:
         iterations: steps taken.
-        converged: whether the gradient norm is within `gtol`.
+        converged: whether the gradient norm is within `gtol`, and the last step does not show that there is no fit.
         loss: at the end, penalties included (for a squared error, up to a constant).
         gradient_norm: at the end.
         reason: why it ended, in words.
@@ -114,6 +120,10 @@ def fisher_scoring(
     Where the Fisher is singular but the equations are consistent (the biases of a softmax, features that are always
     zero), the step is the one without a share in the null space, up to rounding.
 
+    Where no finite maximum-likelihood fit exists (separable labels, a class that never occurs), the gradient falls
+    within `gtol` all the same; `converged` is false then, and `reason` says so. That is looked for along the last step,
+    in one pass over the data, for outputs that are linear in the weights. Where they are not, nothing is claimed.
+
     Args:
         model: a Keras model with one output, or a subclassed one that was called once. float64 is advised.
         loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
@@ -135,10 +145,13 @@ def fisher_scoring(
         A `FisherScoringResult`. The weights are those of the last accepted step, also after an interruption.
 
     Raises:
-        ValueError: if an argument does not fit, or the data are not finite; the weights are as they were.
+        ValueError: if an argument does not fit, the data are not finite, or all `sample_weight` are zero; the weights
+            are as they were.
         TypeError: if an argument is of the wrong type.
 
     References:
+        A. Albert, J. A. Anderson, "On the existence of maximum likelihood estimates in logistic regression models",
+        Biometrika 71 (1984).
         J. A. Nelder, R. W. M. Wedderburn, "Generalized linear models", J. R. Stat. Soc. A 135 (1972), section 1.3.
         N. T. Longford, "A fast scoring algorithm for maximum likelihood estimation in unbalanced mixed models",
         Biometrika 74 (1987).
@@ -164,12 +177,14 @@ def fisher_scoring(
             )
         )
     history = [ScoringStep(float(value), float(tf.norm(gradient)))]
+    last = None
     bar = tqdm(total=max_iterations, disable=not progress, desc="Fisher scoring", leave=False)
     try:
         while (reason := _end(history, gtol, max_iterations)) is None:
             bar.set_postfix(loss=f"{history[-1].loss:.6g}", gradient_norm=f"{history[-1].gradient_norm:.1e}")
             first = history[0].gradient_norm
             solution = solve(gradient, history[-1].gradient_norm / first)
+            last = gradient, solution
             along = _Along(fit, theta, value, gradient, solution)
             report = line_search.run(along, along.move, fit.flat.variables)
             if not report.accepted:
@@ -194,10 +209,13 @@ def fisher_scoring(
     finally:
         bar.close()
     converged = history[-1].gradient_norm <= gtol
-    if not converged:
+    if no_finite_fit(fit.fisher, value, *(last or (gradient, solve(gradient, 1.0)))):
+        converged, reason = False, _NO_FIT
+        _checks.log_once(f"Fisher scoring {reason}")
+    elif not converged:
         _LOGGER.warning("Fisher scoring %s; the gradient norm is %.1e", reason, history[-1].gradient_norm)
-    last = history[-1]
-    return FisherScoringResult(len(history) - 1, converged, last.loss, last.gradient_norm, reason, how, history)
+    end = history[-1]
+    return FisherScoringResult(len(history) - 1, converged, end.loss, end.gradient_norm, reason, how, history)
 
 
 def _end(history: list[ScoringStep], gtol: float, max_iterations: int) -> str | None:

@@ -199,6 +199,39 @@ def test_features_that_are_always_zero_and_duplicates():
     assert np.abs(kernel[4]).max() < 1e-8 and difference(kernel[5], kernel[0]) < 1e-4
 
 
+def irls(x, y, steps=30):
+    """Logistic regression with a bias, by NumPy: the coefficients, the bias last."""
+    h = np.c_[x, np.ones(len(x))]
+    b = np.zeros(h.shape[1])
+    for _ in range(steps):
+        p = scipy.special.expit(h @ b)
+        b -= np.linalg.solve(h.T @ (h * (p * (1 - p))[:, None]), h.T @ (p - y))
+    return b
+
+
+@pytest.mark.parametrize("scales", [(1, 1e6, 1, 1), (1e-3, 1e3, 1, 1), (1, 1e8, 1, 1), (1e-4, 1e4, 1, 1)])
+def test_columns_of_very_different_scales(scales):
+    x, y = data(2)
+    model = linear(1, kernel_initializer="zeros")
+    result = fit(model, LOGISTIC, (x * scales, y), solver="dense")
+    kernel, bias = model.get_weights()
+    assert result.converged and result.iterations < 10
+    assert difference(np.r_[kernel[:, 0] * scales, bias], irls(x, y)) < 1e-8
+
+
+def test_scaled_columns_of_a_softmax_keep_its_null_space_out():
+    x, y = data()
+    scales = np.array([1.0, 1e6, 1e-2, 1.0])
+    expected, probabilities = minimum(x, y, CLASSES)
+    model = linear(kernel_initializer="zeros")
+    result = fit(model, SOFTMAX, (x * scales, y), solver="dense")
+    kernel = model.get_weights()[0] * scales[:, None]
+    assert result.converged and result.iterations < 10
+    assert result.loss == pytest.approx(expected, abs=1e-10)
+    assert np.abs(tf.nn.softmax(model(x * scales)) - probabilities).max() < 1e-6
+    assert np.abs(kernel.sum(1)).max() < 1e-8 * np.abs(kernel).max()
+
+
 def test_at_the_optimum_it_takes_no_step():
     model = linear(kernel_regularizer=keras.regularizers.L2(1e-2))
     fit(model, SOFTMAX, data())
@@ -241,6 +274,16 @@ def test_the_matrix_of_one_layer_is_the_fisher():
         problem = MODULE._Fit(model, loss, MODULE._as_dataset((x, y), None))
         assert problem.layer is not None
         assert difference(problem.matrix(), ng.operators.Fisher(model, loss, x).to_dense()) < 1e-12
+
+
+def test_the_block_formula_is_not_taken_where_the_gram_matrix_is_refused(monkeypatch):
+    x, y = data()
+    refusal = property(lambda self: "The kernel acts elsewhere too.")
+    monkeypatch.setattr(ng.operators.Fisher, "gram_refusal", refusal)
+    model = linear()
+    problem = MODULE._Fit(model, SOFTMAX, MODULE._as_dataset((x, y), None))
+    assert problem.layer is None
+    assert difference(problem.matrix(), ng.operators.Fisher(model, SOFTMAX, x).to_dense()) < 1e-12
 
 
 def test_last_layer_on_frozen_features():
@@ -353,6 +396,26 @@ def test_data_that_are_not_finite(name, bad, as_dataset):
     with pytest.raises(ValueError, match=f"`{name}`: received NaN or infinite values"):
         fit(model, "mse", batches(4, *given.values()) if as_dataset else tuple(given.values()))
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("form", ["arrays", "argument", "data set"])
+def test_weights_of_the_examples_that_are_all_zero(form):
+    (x, y), zero = data(), np.zeros(EXAMPLES)
+    model = linear()
+    before = model.get_weights()
+    given = {"arrays": (x, y, zero), "argument": (x, y), "data set": batches(64, x, y, zero)}[form]
+    with pytest.raises(ValueError, match=r"`sample_weight`: received zeros only; expected a positive weight"):
+        fit(model, SOFTMAX, given, **({"sample_weight": zero} if form == "argument" else {}))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_a_batch_without_weight_among_others_is_no_error():
+    x, y = data()
+    weight = np.repeat([0.0, 1.0], [64, EXAMPLES - 64])
+    given, rest = linear(kernel_initializer="zeros"), linear(kernel_initializer="zeros")
+    assert fit(given, SOFTMAX, batches(64, x, y, weight), gtol=1e-11).converged
+    assert fit(rest, SOFTMAX, (x[64:], y[64:]), gtol=1e-11).converged
+    assert difference(given.get_weights()[0], rest.get_weights()[0]) < 1e-6
 
 
 def test_weights_that_are_not_finite():

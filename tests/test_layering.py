@@ -20,6 +20,8 @@ LAYERS = [
     {"solvers", "spectrum"},
     {
         "step",
+        "_factorised",
+        "_separation",
         "optimizers",
         "_planning",
         "_direction",

@@ -14,9 +14,11 @@ from tqdm import tqdm
 
 from tf_natgrad import _checks
 from tf_natgrad._direction import penalty_gradient, refuse_activity_losses
+from tf_natgrad._factorised import Step, factorised
+from tf_natgrad._separation import no_finite_fit
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import likelihood_of
-from tf_natgrad.gram import LayerCall, Record, rule_for
+from tf_natgrad.gram import LayerCall, rule_for
 from tf_natgrad.gram.dense import DenseRule
 from tf_natgrad.operators import CurvatureOperator, Fisher
 from tf_natgrad.operators._batch import Batch, unpack
@@ -34,6 +36,11 @@ _CHUNK = 2048
 _ONE_LAYER_LIMIT, _ONE_LAYER_UNITS, _DENSE_LIMIT = 1_000, 64, 500
 # Relative residuals of conjugate gradients, the next the closer the fit.
 _FORCING = (1e-1, 1e-2, 1e-4)
+_NO_FIT = (
+    "stopped: no finite maximum-likelihood fit exists, for the loss falls for ever along the last step (fitted "
+    "probabilities go to 0 or 1 and coefficients grow without end: the labels are separable, or a class never occurs); "
+    "add a penalty such as `kernel_regularizer` and `bias_regularizer`, or more data, or drop the class or feature"
+)
 _LINE_SEARCH = LineSearch(max_backtracks=20, shrink=0.5, min_ratio=1e-4)
 
 
@@ -62,7 +69,7 @@ class FisherScoringResult(NamedTuple):
 
     Attributes:
         iterations: steps taken.
-        converged: whether the gradient norm is within `gtol`.
+        converged: whether the gradient norm is within `gtol`, and the last step does not show that there is no fit.
         loss: at the end, penalties included (for a squared error, up to a constant).
         gradient_norm: at the end.
         reason: why it ended, in words.
@@ -113,6 +120,10 @@ def fisher_scoring(
     Where the Fisher is singular but the equations are consistent (the biases of a softmax, features that are always
     zero), the step is the one without a share in the null space, up to rounding.
 
+    Where no finite maximum-likelihood fit exists (separable labels, a class that never occurs), the gradient falls
+    within `gtol` all the same; `converged` is false then, and `reason` says so. That is looked for along the last step,
+    in one pass over the data, for outputs that are linear in the weights. Where they are not, nothing is claimed.
+
     Args:
         model: a Keras model with one output, or a subclassed one that was called once. float64 is advised.
         loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
@@ -134,10 +145,13 @@ def fisher_scoring(
         A `FisherScoringResult`. The weights are those of the last accepted step, also after an interruption.
 
     Raises:
-        ValueError: if an argument does not fit, or the data are not finite; the weights are as they were.
+        ValueError: if an argument does not fit, the data are not finite, or all `sample_weight` are zero; the weights
+            are as they were.
         TypeError: if an argument is of the wrong type.
 
     References:
+        A. Albert, J. A. Anderson, "On the existence of maximum likelihood estimates in logistic regression models",
+        Biometrika 71 (1984).
         J. A. Nelder, R. W. M. Wedderburn, "Generalized linear models", J. R. Stat. Soc. A 135 (1972), section 1.3.
         N. T. Longford, "A fast scoring algorithm for maximum likelihood estimation in unbalanced mixed models",
         Biometrika 74 (1987).
@@ -163,12 +177,14 @@ def fisher_scoring(
             )
         )
     history = [ScoringStep(float(value), float(tf.norm(gradient)))]
+    last = None
     bar = tqdm(total=max_iterations, disable=not progress, desc="Fisher scoring", leave=False)
     try:
         while (reason := _end(history, gtol, max_iterations)) is None:
             bar.set_postfix(loss=f"{history[-1].loss:.6g}", gradient_norm=f"{history[-1].gradient_norm:.1e}")
             first = history[0].gradient_norm
             solution = solve(gradient, history[-1].gradient_norm / first)
+            last = gradient, solution
             along = _Along(fit, theta, value, gradient, solution)
             report = line_search.run(along, along.move, fit.flat.variables)
             if not report.accepted:
@@ -193,10 +209,13 @@ def fisher_scoring(
     finally:
         bar.close()
     converged = history[-1].gradient_norm <= gtol
-    if not converged:
+    if no_finite_fit(fit.fisher, value, *(last or (gradient, solve(gradient, 1.0)))):
+        converged, reason = False, _NO_FIT
+        _checks.log_once(f"Fisher scoring {reason}")
+    elif not converged:
         _LOGGER.warning("Fisher scoring %s; the gradient norm is %.1e", reason, history[-1].gradient_norm)
-    last = history[-1]
-    return FisherScoringResult(len(history) - 1, converged, last.loss, last.gradient_norm, reason, how, history)
+    end = history[-1]
+    return FisherScoringResult(len(history) - 1, converged, end.loss, end.gradient_norm, reason, how, history)
 
 
 def _end(history: list[ScoringStep], gtol: float, max_iterations: int) -> str | None:
@@ -205,14 +224,6 @@ def _end(history: list[ScoringStep], gtol: float, max_iterations: int) -> str | 
     if len(history) > max_iterations:
         return "stopped at max_iterations"
     return None
-
-
-class _Step(NamedTuple):
-    """A full step to be subtracted, its image under `F + R`, and what it took."""
-
-    value: tf.Tensor
-    quadratic_form: tf.Tensor
-    iterations: int
 
 
 class _Fit:
@@ -227,7 +238,7 @@ class _Fit:
             few = Fisher(model, likelihood, tf.nest.map_structure(lambda t: t[:2], x))
         refuse_activity_losses(model)
         self.flat = self.fisher.flat_parameters
-        self.layer = _only_dense_layer(few.batch.record, self.flat)
+        self.layer = _only_dense_layer(few)
         self.penalised = [v for v in self.flat.variables if getattr(v, "regularizer", None) is not None]
         self._penalty = tf.function(lambda: (self._penalty_value(), penalty_gradient(self.flat)), autograph=False)
 
@@ -322,7 +333,7 @@ class _Along:
     ends, `s (g_0 + g_s)^T d / 2`, which does not cancel (the error is of third order in the step).
     """
 
-    def __init__(self, fit: _Fit, theta: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, step: _Step):
+    def __init__(self, fit: _Fit, theta: tf.Tensor, loss: tf.Tensor, gradient: tf.Tensor, step: Step):
         self._fit, self._theta, self._loss, self._gradient, self._step = fit, theta, loss, gradient, step
         self._slope = tf.tensordot(gradient, step.value, 1)
         self._rounding = 100.0 * np.finfo(loss.dtype.as_numpy_dtype).eps * (1.0 + abs(float(loss)))
@@ -358,7 +369,7 @@ class _Along:
         return scale * self._slope - 0.5 * tf.square(scale) * self._step.quadratic_form
 
 
-def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor, float], _Step], str]:
+def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor, float], Step], str]:
     """What solves for a step, given the gradient and its norm relative to the first one; and a description."""
     n, one = fit.flat.size, fit.layer is not None
     if solver == "auto":
@@ -370,15 +381,15 @@ def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor
     if kind == "dense":
         fit.fisher._check_dense_memory(4 << 30)
         route = "one Dense layer, block by block" if one else "products with unit vectors"
-        return lambda gradient, _: _factorised(fit.matrix(), gradient, damping), f"dense ({route}){why}"
+        return lambda gradient, _: factorised(fit.matrix(), gradient, damping), f"dense ({route}){why}"
     curvature = _Penalised(fit).damped(damping)
 
-    def iterated(gradient: tf.Tensor, ratio: float) -> _Step:
+    def iterated(gradient: tf.Tensor, ratio: float) -> Step:
         # A few tolerances only: each is compiled once.
         wanted = min(0.1, math.sqrt(ratio))
         rtol = next((r for r in _FORCING if r <= wanted), _FORCING[-1])
         value, info = ConjugateGradient(rtol=rtol).solve(curvature, gradient)
-        return _Step(value, tf.constant(info.quadratic_form, gradient.dtype), info.iterations)
+        return Step(value, tf.constant(info.quadratic_form, gradient.dtype), info.iterations)
 
     return iterated, f"conjugate gradients{why}"
 
@@ -394,32 +405,14 @@ class _Penalised(CurvatureOperator):
         return tf.add_n([term(vector) for term in self._terms])
 
 
-def _factorised(matrix: np.ndarray, gradient: tf.Tensor, damping: float) -> _Step:
-    """The step by Cholesky, refined once; or by eigenvalues, where the matrix is not positive semi-definite."""
-    import scipy.linalg
+def _only_dense_layer(fisher: Fisher) -> keras.layers.Dense | None:
+    """The layer, if all parameters are those of one `Dense` layer that is called once, on inputs `[N, D]`.
 
-    g = gradient.numpy()
-    matrix = matrix + damping * np.eye(len(matrix), dtype=matrix.dtype)
-    # This keeps the share of the null space, which rounding alone gives to g, small; what it changes of the rest is
-    # undone by the refinement.
-    floor = np.finfo(matrix.dtype).eps ** (2 / 3) * np.max(np.diag(matrix), initial=0.0)
-    raised = matrix + floor * np.eye(len(matrix), dtype=matrix.dtype)
-    try:
-        factor = scipy.linalg.cho_factor(raised, overwrite_a=True)
-        step = scipy.linalg.cho_solve(factor, g)
-        step += scipy.linalg.cho_solve(factor, g - matrix @ step)
-    except scipy.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(matrix)
-        keep = values > floor
-        step = vectors[:, keep] @ ((g @ vectors[:, keep]) / values[keep])
-    form = step @ (matrix @ step) - damping * (step @ step)
-    return _Step(tf.constant(step, gradient.dtype), tf.constant(form, gradient.dtype), 1)
-
-
-def _only_dense_layer(record: Record, flat: FlatParameters) -> keras.layers.Dense | None:
-    """The layer, if all parameters are those of one `Dense` layer that is called once, on inputs `[N, D]`."""
-    groups = record.groups(flat)
-    if record.refusal_for(flat) is not None or len(groups) != 1 or len(groups[0]) != 1:
+    Where the Gram matrix is refused, a weight acts otherwise than through the call of its layer.
+    """
+    flat = fisher.flat_parameters
+    groups = fisher.batch.record.groups(flat)
+    if fisher.gram_refusal is not None or len(groups) != 1 or len(groups[0]) != 1:
         return None
     call: LayerCall = groups[0][0]
     layer = call.layer
@@ -439,8 +432,12 @@ def _as_dataset(data: Any, sample_weight: TensorLike | None) -> tf.data.Dataset:
                 _checks.message("sample_weight", "a value together with a data set", "`(x, y, sample_weight)` in it")
             )
         if data.cardinality() != tf.data.INFINITE_CARDINALITY:
+            weighs = []
             for batch in data:
-                _refuse_non_finite(*unpack(batch))
+                x, y, weights = unpack(batch)
+                _refuse_non_finite(x, y, weights)
+                weighs.append(_weighs(weights))
+            _refuse_no_weight(weighs)
         return data
     x, y, weights = unpack(data)
     weights = weights if sample_weight is None else sample_weight
@@ -448,6 +445,7 @@ def _as_dataset(data: Any, sample_weight: TensorLike | None) -> tf.data.Dataset:
         raise ValueError(_checks.message("data", "inputs without labels", "`(x, y)` or a `tf.data.Dataset` of it"))
     weights = None if weights is None else tf.convert_to_tensor(weights)
     _refuse_non_finite(x, y, weights)
+    _refuse_no_weight([_weighs(weights)])
     parts = (x, y) if weights is None else (x, y, weights)
     sizes = {name: len(tf.nest.flatten(p)[0]) for name, p in zip(("x", "y", "sample_weight"), parts, strict=False)}
     if len(set(sizes.values())) > 1:
@@ -469,6 +467,23 @@ def _refuse_non_finite(x: Any, y: Any, sample_weight: Any) -> None:
             raise ValueError(
                 _checks.message(name, "NaN or infinite values", "finite ones", "Clean the data before the fit.")
             )
+
+
+def _weighs(sample_weight: TensorLike | None) -> bool:
+    """Whether any example of a batch counts; an empty one is refused elsewhere."""
+    return sample_weight is None or not np.size(sample_weight) or bool(np.any(np.asarray(sample_weight) != 0))
+
+
+def _refuse_no_weight(weighs: list[bool]) -> None:
+    if weighs and not any(weighs):
+        raise ValueError(
+            _checks.message(
+                "sample_weight",
+                "zeros only",
+                "a positive weight for at least one example",
+                "Leave the weights out to count all examples alike.",
+            )
+        )
 
 
 __all__ = ["FisherScoringResult", "ScoringStep", "fisher_scoring"]

@@ -259,7 +259,7 @@ def require_consistent(gram: tf.Tensor, x: tf.Tensor, image: tf.Tensor, value: t
     norm = tf.maximum(tf.sqrt(2.0 * tf.nn.l2_loss(gram)), tf.reduce_max(tf.linalg.diag_part(gram)))
     allowed = _ROUNDINGS * rounding * 2.0 * tf.nn.l2_loss(x) * norm
     # What is not finite is found out elsewhere, under its own name.
-    consistent = (difference <= allowed) | ~tf.math.is_finite(difference) | ~tf.math.is_finite(allowed)
+    consistent = (difference <= allowed) | ~tf.math.is_finite(difference - allowed)
     _checks.require(consistent, _MISMATCH, GramMismatchError)
 
 

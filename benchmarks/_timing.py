@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from tqdm import tqdm
+from tf_natgrad._progress import progress_bar
 
 
 def side_by_side(
@@ -30,7 +30,7 @@ def side_by_side(
         function()
         counts[name] = repeats if time.perf_counter() - start < 0.1 else 1
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in tqdm(range(rounds), desc=progress, disable=not progress, leave=False):
+    for _ in progress_bar(range(rounds), desc=progress, disable=not progress, leave=False):
         for name, function in functions.items():
             times = []
             for _ in range(counts[name]):

@@ -14,9 +14,9 @@ import time
 import keras
 import numpy as np
 from _timing import table
-from tqdm import tqdm
 
 import tf_natgrad as ng
+from tf_natgrad._progress import progress_bar
 
 POINTS = 256
 X = np.linspace(-1.0, 1.0, POINTS)[:, None]
@@ -72,7 +72,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keras.config.set_floatx("float64")
     rows = []
-    for size in tqdm(arguments.sizes, desc="batch sizes", leave=False):
+    for size in progress_bar(arguments.sizes, desc="batch sizes", leave=False):
         medians = {}
         for name, make in CONTESTANTS.items():
             runs = [to_target(make, size, s, arguments.target, arguments.limit) for s in range(arguments.seeds)]

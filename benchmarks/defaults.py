@@ -17,9 +17,9 @@ import tensorflow as tf
 from _timing import table
 from keras import layers
 from sklearn import datasets
-from tqdm import tqdm
 
 import tf_natgrad as ng
+from tf_natgrad._progress import progress_bar
 
 SETTINGS = {
     "plain": lambda: ng.NaturalGradient(0.7, damping=0.1, max_kl=None, line_search=None),
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of each run (default 100)")
     arguments = parser.parse_args()
     rows = []
-    for name, task in tqdm(tasks().items(), desc="tasks", leave=False):
+    for name, task in progress_bar(tasks().items(), desc="tasks", leave=False):
         row = [name]
         for make in SETTINGS.values():
             runs = [losses_after(task, make, seed, arguments.steps) for seed in range(arguments.seeds)]

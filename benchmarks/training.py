@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from _timing import side_by_side, table
-from tqdm import tqdm
 
 import tf_natgrad as ng
+from tf_natgrad._progress import progress_bar
 
 INPUTS = 784
 # Batch, widths of the hidden layers, outputs; the first is what the others vary.
@@ -91,7 +91,7 @@ def endurance(steps: int, chunk: int = 100) -> dict[str, object]:
     counter = model.layers[0]
     model.fit(x, y, batch_size=batch, verbose=0)
     traced, memory = counter.calls, [resident()]
-    for _ in tqdm(range(steps // chunk), desc="endurance", leave=False):
+    for _ in progress_bar(range(steps // chunk), desc="endurance", leave=False):
         model.fit(x, y, batch_size=batch, verbose=0)
         memory.append(resident())
     return {"steps": steps, "new_traces": counter.calls - traced, "memory_mib": memory}
@@ -112,7 +112,8 @@ def main() -> None:
         problems |= {(what, problem) for what, series in GROWTH.items() for problem in series}
     figures, rows = [], []
     order = ["reference", *GROWTH]
-    for what, problem in tqdm(sorted(problems, key=lambda p: (order.index(p[0]), p[1])), desc="problems", leave=False):
+    problems = sorted(problems, key=lambda p: (order.index(p[0]), p[1]))
+    for what, problem in progress_bar(problems, desc="problems", leave=False):
         batch, widths, outputs = problem
         times = milliseconds(*problem, arguments.steps, arguments.rounds)
         ratios = [times[name] / times["adam"] for name in ("plain", "default")]

@@ -25,9 +25,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import gymnasium as gym
 import tensorflow as tf
 from _timing import table
-from tqdm import tqdm
 
 import tf_natgrad.rl as rl
+from tf_natgrad._progress import progress_bar
 from tf_natgrad.rl import agents, rollouts
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
@@ -149,7 +149,7 @@ def main() -> None:
     if arguments.threads:
         tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
         tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
-    found = [row for seed in tqdm(range(arguments.runs), leave=False) for row in speeds(seed, arguments.steps)]
+    found = [row for seed in progress_bar(range(arguments.runs), leave=False) for row in speeds(seed, arguments.steps)]
     columns = [f"steps per second, {name}" for name in CLOCKS]
     rows = [
         {"quantity": quantity}

@@ -31,7 +31,6 @@ import numpy as np
 from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, RED, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
-from tqdm import tqdm
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--replot` need not wait for TensorFlow.
 
@@ -292,6 +291,8 @@ def grid_of(smallest: float, largest: float, width: float) -> np.ndarray:
 
 def run_all(arguments: argparse.Namespace, data, out: pathlib.Path) -> None:
     """Makes all runs and records them."""
+    from tf_natgrad._progress import progress_bar
+
     runs = {run.key: run for run in plan(arguments, data)}
     curvature, density = out / "loss_curvature.csv", out / "loss_curvature_density.csv"
     done = _complete(runs, curvature, density) if arguments.resume else set()
@@ -302,7 +303,7 @@ def run_all(arguments: argparse.Namespace, data, out: pathlib.Path) -> None:
     trainer = Trainer(data, arguments.smoke)
     missing = [run for key, run in runs.items() if key not in done]
     total = sum(len(run.checkpoints) for run in missing)
-    with tqdm(total=total, unit="checkpoint", mininterval=1.0) as bar:
+    with progress_bar(total=total, unit="checkpoint", mininterval=1.0) as bar:
         for run in missing:
             bar.set_description(f"{run.optimizer}, seed {run.seed}")
             columns = {name: getattr(run, name) for name in KEY_COLUMNS}
@@ -336,6 +337,7 @@ def _by_key(rows: Sequence[Row]) -> dict[tuple[str, ...], list[Row]]:
 def run_exact(arguments: argparse.Namespace, data, path: pathlib.Path) -> None:
     """Computes the whole spectrum of one Hessian, estimates its density, and records both."""
     import tf_natgrad as ng
+    from tf_natgrad._progress import progress_bar
 
     hidden, images, iterations = (4, 100, 20) if arguments.smoke else (20, 500, 100)
     effort = {"num_probes": 2, "steps": 30} if arguments.smoke else {"num_probes": 8, "steps": 90}
@@ -358,7 +360,7 @@ def run_exact(arguments: argparse.Namespace, data, path: pathlib.Path) -> None:
     if recorder.rows():
         return
     start = time.perf_counter()
-    with tqdm(total=5, unit="part", desc="training") as bar:
+    with progress_bar(total=5, unit="part", desc="training") as bar:
 
         def begin(part: str) -> float:
             bar.update()

@@ -30,7 +30,6 @@ import numpy as np
 from _arguments import add_dataset, add_recording, check_recording, non_negative, output_folder, positive, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
-from tqdm import tqdm
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--replot` need not wait for TensorFlow.
 
@@ -380,6 +379,8 @@ def load(arguments: argparse.Namespace) -> dict[int, Problem]:
 
 def run_all(arguments: argparse.Namespace, problems: dict[int, Problem], out: pathlib.Path) -> None:
     """Makes all runs and measurements and records them."""
+    from tf_natgrad._progress import progress_bar
+
     sizes = list(problems)
     dataset = problems[sizes[0]].data.name
     runs = {run.key: run for run in plan(arguments, dataset, sizes)}
@@ -390,7 +391,7 @@ def run_all(arguments: argparse.Namespace, problems: dict[int, Problem], out: pa
         arguments.resume,
         lambda key, rows: key in runs and runs[key].is_complete(rows),
     )
-    with tqdm(runs.values(), unit="run", desc="training", mininterval=1.0) as bar:
+    with progress_bar(runs.values(), unit="run", desc="training", mininterval=1.0) as bar:
         for run in bar:
             if run.key in recorder:
                 continue
@@ -416,7 +417,7 @@ def run_all(arguments: argparse.Namespace, problems: dict[int, Problem], out: pa
     wanted = [
         (size, solver) for size in sizes for solver in COST_SOLVERS if arguments.dense_28 or not is_slow(size, solver)
     ]
-    for size, solver in tqdm(wanted, unit="solver", desc="step cost"):
+    for size, solver in progress_bar(wanted, unit="solver", desc="step cost"):
         if (size, COST_BATCH_SIZE, solver) not in costs:
             repetitions = 30 if solver != "svd" else 1 if arguments.smoke or is_slow(size, solver) else 5
             costs.append(**problems[size].step_cost(solver, repetitions))

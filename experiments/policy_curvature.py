@@ -31,7 +31,6 @@ import numpy as np
 from _arguments import add_recording, check_recording, output_folder, positive, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, pyplot, save, set_caption
 from _recording import Recorder, Row, as_text, read_rows
-from tqdm import tqdm
 
 # TensorFlow, Gymnasium and matplotlib are imported where they are used: `--help` and `--replot` need not wait for them.
 
@@ -211,11 +210,13 @@ def train(settings: Settings, seed: int, iterations: int, checkpoints: Sequence[
     import keras
 
     import tf_natgrad.rl as rl
+    from tf_natgrad._progress import progress_bar
 
     task, policy = TASKS[settings.env], new_policy(settings, seed)
     optimizer = keras.optimizers.Adam(task.rate)
     folder.mkdir(parents=True, exist_ok=True)
-    with environments(settings, task.batch) as env, tqdm(total=iterations, desc=f"training, seed {seed}") as bar:
+    shown = progress_bar(total=iterations, desc=f"training, seed {seed}")
+    with environments(settings, task.batch) as env, shown as bar:
         for iteration in range(iterations + 1):
             episodes = rl.collect(env, policy, task.batch, seed=seed_of(seed, 2, iteration))
             if iteration in checkpoints:
@@ -323,6 +324,7 @@ class Checkpoint:
         import tensorflow as tf
 
         import tf_natgrad as ng
+        from tf_natgrad._progress import progress_bar
 
         settings = self.settings
         own = hessian_of(settings, self.policy, self.episodes)
@@ -357,7 +359,7 @@ class Checkpoint:
 
             grid = [(a, b) for a in settings.grid for b in settings.grid] if surface else []
             total = len(vectors) * (len(settings.steps) - 1) + len(grid)
-            with tqdm(total=total, desc="rollouts", unit="point", leave=False) as bar:
+            with progress_bar(total=total, desc="rollouts", unit="point", leave=False) as bar:
                 at_center = returns(np.zeros_like(center))
                 lines = []
                 for name, vector in vectors.items():
@@ -511,6 +513,8 @@ def _choose(rng: np.random.Generator, probabilities: np.ndarray) -> np.ndarray:
 
 def run_variances(problems: int, samples: int, path: pathlib.Path, resume: bool) -> None:
     """Records the variances of all problems and horizons."""
+    from tf_natgrad._progress import progress_bar
+
     wanted = [(seed, horizon) for seed in range(problems) for horizon in VARIANCE_HORIZONS]
     keys = {tuple(map(as_text, (seed, horizon, samples))) for seed, horizon in wanted}
     recorder = Recorder(
@@ -520,7 +524,7 @@ def run_variances(problems: int, samples: int, path: pathlib.Path, resume: bool)
         resume,
         lambda key, rows: key in keys and len(rows) == len(VARIANCE_CASES),
     )
-    for seed, horizon in tqdm(wanted, desc="variances"):
+    for seed, horizon in progress_bar(wanted, desc="variances"):
         key = {"mdp": seed, "horizon": horizon, "samples": samples}
         if tuple(key.values()) in recorder:
             continue
@@ -533,6 +537,8 @@ def run_variances(problems: int, samples: int, path: pathlib.Path, resume: bool)
 
 def run_all(arguments: argparse.Namespace, settings: Settings, out: pathlib.Path) -> None:
     """Trains, measures, walks and records."""
+    from tf_natgrad._progress import progress_bar
+
     run_variances(2 if arguments.smoke else 5, 500 if arguments.smoke else 4000, out / FILES[3], arguments.resume)
     plans = []
     if arguments.policies:
@@ -561,7 +567,7 @@ def run_all(arguments: argparse.Namespace, settings: Settings, out: pathlib.Path
     lines = recorder(FILES[1], LINE_COLUMNS, len(DIRECTIONS) * len(settings.steps))
     surface = recorder(FILES[2], SURFACE_COLUMNS, len(settings.grid) ** 2)
     for seed, plan in plans:
-        with tqdm(total=len(plan), desc=f"curvature, seed {seed}", unit="checkpoint") as bar:
+        with progress_bar(total=len(plan), desc=f"curvature, seed {seed}", unit="checkpoint") as bar:
             for number, (name, iteration, path) in enumerate(plan):
                 key = settings.key(seed, name)
                 if tuple(key.values()) not in curvature:

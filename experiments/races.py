@@ -39,7 +39,6 @@ import numpy as np
 from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
-from tqdm import tqdm
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--replot` need not wait for TensorFlow.
 
@@ -762,6 +761,8 @@ def load(arguments: argparse.Namespace) -> dict[str, Task]:
 
 def run_all(arguments: argparse.Namespace, tasks: Mapping[str, Task], path: pathlib.Path) -> None:
     """Makes all runs and records them: problem by problem, contestant by contestant, tuning first, then the race."""
+    from tf_natgrad._progress import progress_bar
+
     plans = {
         (name, contestant): plan(arguments, name, task.dataset, contestant)
         for name, task in tasks.items()
@@ -775,7 +776,7 @@ def run_all(arguments: argparse.Namespace, tasks: Mapping[str, Task], path: path
         lambda key, rows: is_complete(rows) and _is_raced(arguments, rows[0]),
     )
     total = sum(len(seeds) + (len(runs) if len(runs) > 1 else 0) for runs, seeds in plans.values())
-    with tqdm(total=total, unit="run", mininterval=1.0) as bar:
+    with progress_bar(total=total, unit="run", mininterval=1.0) as bar:
         for (name, _), (tuning, seeds) in plans.items():
             if len(tuning) > 1:
                 for run in tuning:
@@ -797,7 +798,7 @@ def _is_raced(arguments: argparse.Namespace, row: Row) -> bool:
     return (row["budget"], row["threads"]) == (budget, str(arguments.threads)) and row["setting"] in settings
 
 
-def _make(task: Task, run: Run, recorder: Recorder, bar: tqdm) -> None:
+def _make(task: Task, run: Run, recorder: Recorder, bar: Any) -> None:
     import keras
 
     bar.set_description(f"{run.problem}, {run.contestant}, {run.setting}, seed {run.seed}")

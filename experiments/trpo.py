@@ -33,7 +33,6 @@ from _arguments import add_recording, check_recording, output_folder, set_thread
 from _drawing import BLUE, GREEN, ORANGE, PURPLE, RED, pyplot, save, set_caption
 from _recording import Key, Recorder, Row, as_text, read_rows
 from policy_curvature import by, column
-from tqdm import tqdm
 
 # TensorFlow, Gymnasium and matplotlib are imported where they are used: `--help` and `--replot` need not wait for them.
 
@@ -263,9 +262,11 @@ def curve_of(row: Row) -> Key:
 
 def run_all(arguments: argparse.Namespace, out: pathlib.Path) -> None:
     """Makes the runs that are not there yet."""
+    from tf_natgrad._progress import progress_bar
+
     runs, curves = recorders(out, arguments.resume, arguments.smoke)
     plan = [Run.of(env, seed, arguments.smoke) for env in arguments.env for seed in arguments.seeds]
-    with tqdm(total=len(plan), unit="run") as bar:
+    with progress_bar(total=len(plan), unit="run") as bar:
         for run in plan:
             bar.set_description(f"{run.env}, seed {run.seed}")
             if tuple(run.key.values()) not in runs:
@@ -334,6 +335,8 @@ TRAINERS: dict[str, Callable[..., None]] = {"TRPO": train_by_trpo, "Adam": train
 
 def run_curvature(arguments: argparse.Namespace, out: pathlib.Path) -> None:
     """Trains the small policy twice and records its curvature."""
+    from tf_natgrad._progress import progress_bar
+
     settings, folder = curvature_settings(arguments.smoke), out / "trpo_policies"
     plan = {name: (1,) if arguments.smoke else updates for name, updates in CHECKPOINTS.items()}
     keys = {
@@ -350,7 +353,7 @@ def run_curvature(arguments: argparse.Namespace, out: pathlib.Path) -> None:
         paths = [folder / f"{keys[optimizer, i]['policy']}.keras" for i in iterations]
         if not (arguments.resume and all(path.is_file() for path in paths)):
             TRAINERS[optimizer](settings, iterations, folder)
-    with tqdm(total=len(keys), desc="curvature", unit="checkpoint") as bar:
+    with progress_bar(total=len(keys), desc="curvature", unit="checkpoint") as bar:
         for number, ((optimizer, iteration), key) in enumerate(keys.items()):
             if tuple(key.values()) not in recorder:
                 path = folder / f"{key['policy']}.keras"

@@ -1,6 +1,7 @@
 """Operators over a data set of many batches: those over all of its examples at once, or a refusal."""
 
 import functools
+import sys
 
 import cases
 import keras
@@ -240,7 +241,9 @@ PASSES = {
 
 
 @pytest.mark.parametrize("name", sorted(PASSES))
-def test_progress_is_shown_where_asked_for(name, capsys, rng):
+def test_progress_is_shown_where_asked_for(name, capsys, monkeypatch, rng):
+    # As on a terminal: a file gets a line every ten seconds only.
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     results, v = {}, rng.normal(size=27)
     for progress in (False, True):
         operator = Fisher(_model(), _loss(), _batches(*_data()), progress=progress)

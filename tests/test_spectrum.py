@@ -5,6 +5,7 @@ import functools
 import cases
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 import scipy.stats
 import tensorflow as tf
 
@@ -159,6 +160,41 @@ def test_lanczos_gives_eigenpairs_beside_a_multiple_eigenvalue():
     assert all(np.abs(spectrum - value).min() < 1e-7 for value in pairs.eigenvalues)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["lanczos", "arpack", "dense", "auto"])
+@pytest.mark.parametrize("which, count", [("LA", 1), ("SA", 3), ("LM", 29), ("BE", 1), ("BE", 4)])
+def test_a_matrix_of_zeros(which, count, method, dtype):
+    zeros = np.zeros((30, 30))
+    _check(eigsh(Planted(zeros, dtype), count, which, method=method), zeros, np.zeros(count), 0.0)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "arpack", "dense"])
+def test_one_pair_of_both_ends_is_the_highest(method):
+    _check(eigsh(_planted("float64"), 1, "BE", method=method, tol=1e-9), _matrix(SPECTRUM), [9.0], 1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["lanczos", "dense", "auto"])
+@pytest.mark.parametrize("value", [0.0, -2.5])
+def test_a_matrix_of_one_entry(value, method, dtype):
+    for which in ("LA", "SA", "LM", "BE"):
+        _check(eigsh(Planted([[value]], dtype), 1, which, method=method), np.array([[value]]), [value], 1e-6)
+
+
+@pytest.mark.parametrize("method", ["lanczos", "arpack"])
+@pytest.mark.parametrize(
+    "dtype, unit", [("float32", 1e-30), ("float32", 1e35), ("float64", 1e-250), ("float64", 1e250)]
+)
+def test_eigenvalues_whose_squares_leave_the_range_of_the_precision(dtype, unit, method):
+    matrix = _matrix(np.linspace(1.0, 30.0, 30))
+    pairs = eigsh(Planted(unit * matrix, dtype), 2, method=method, tol=1e-3)
+    assert pairs.eigenvalues / unit == pytest.approx([29.0, 30.0], rel=1e-3) and pairs.info.converged.all()
+    truth = np.linalg.norm(
+        matrix @ pairs.eigenvectors.numpy() - pairs.eigenvectors * (pairs.eigenvalues / unit), axis=0
+    )
+    assert pairs.info.residuals / unit == pytest.approx(truth, abs=1e-4)
+
+
 # When it does not converge.
 
 
@@ -191,14 +227,16 @@ def test_a_small_space_restarts_and_converges(ncv):
     [
         ({"k": 0}, ValueError, r"`k`: received 0"),
         ({"k": SIZE + 1}, ValueError, r"`k`: received 121; expected at most 120 for this 120 x 120 operator"),
-        ({"k": SIZE, "method": "arpack"}, ValueError, r"`k`: received 120; expected at most 119"),
+        ({"k": SIZE, "method": "arpack"}, ValueError, r"`k`: received 120; expected at most 119.*Use method='dense'"),
         ({"k": 2.0}, TypeError, r"`k`.*an integer"),
+        ({"which": "la"}, ValueError, r"`which`: received 'la'; expected one of 'LA', 'SA', 'LM', 'BE'"),
         ({"which": "SM"}, ValueError, r"`which`: received 'SM'; expected one of 'LA', 'SA', 'LM', 'BE'"),
         ({"method": "power"}, ValueError, r"`method`: received 'power'"),
         ({"method": "gram"}, ValueError, r"`method`: received 'gram' for Planted.*lanczos"),
         ({"ncv": 4, "k": 4}, ValueError, r"`ncv`: received 4; expected more than k = 4"),
         ({"ncv": 0, "k": 4}, ValueError, r"`ncv`"),
         ({"tol": -1.0}, ValueError, r"`tol`"),
+        ({"tol": np.nan}, ValueError, r"`tol`"),
         ({"max_products": 0}, ValueError, r"`max_products`"),
         ({"v0": np.ones(3)}, ValueError, r"`v0`.*shape \[120\]"),
         ({"v0": np.zeros(SIZE)}, ValueError, r"`v0`.*other than zero"),
@@ -208,6 +246,41 @@ def test_a_small_space_restarts_and_converges(ncv):
 def test_bad_options_are_refused(options, error, match):
     with pytest.raises(error, match=match):
         eigsh(_planted("float64"), **options)
+
+
+def test_a_start_that_arpack_cannot_use_is_refused():
+    operator, unit = Planted(np.diag([5.0, 4.0] + 28 * [0.0])), np.eye(30)[7]
+    with pytest.raises(ValueError, match=r"`v0`: received a vector that the operator sends to zero.*lanczos"):
+        eigsh(operator, 1, method="arpack", v0=unit)
+    assert eigsh(operator, 1, method="lanczos", v0=unit).eigenvalues == pytest.approx([5.0])
+
+
+def test_a_failure_of_arpack_is_told(monkeypatch):
+    def fail(operator, *arguments, **options):
+        operator.matvec(np.ones(SIZE))
+        raise scipy.sparse.linalg.ArpackError(-8)
+
+    monkeypatch.setattr(scipy.sparse.linalg, "eigsh", fail)
+    with pytest.raises(ValueError, match=r"`method`: received 'arpack', which failed \(ARPACK error -8.*lanczos"):
+        eigsh(_planted("float64"), 2, method="arpack")
+
+
+@pytest.mark.parametrize("call", [eigsh, spectral_density, hutchinson_trace, hutchpp_trace])
+def test_what_is_no_square_matrix_of_real_numbers_is_refused(call):
+    for bad, error, match in (
+        (np.eye(30), TypeError, "received ndarray.*LinearOperatorFullMatrix"),
+        (_foreign(np.ones((3, 4)), is_self_adjoint=None), ValueError, r"received shape \(3, 4\)"),
+        (_foreign(np.ones((2, 4, 4))), ValueError, r"received shape \(2, 4, 4\)"),
+        (_foreign(np.eye(30), "complex128"), TypeError, "received dtype complex128"),
+    ):
+        with pytest.raises(error, match=rf"`operator`: {match}"):
+            call(bad)
+
+
+@pytest.mark.parametrize("estimate", [hutchinson_trace, hutchpp_trace])
+def test_a_trace_of_products_that_are_not_finite_is_refused(estimate):
+    with pytest.raises(ValueError, match=r"`operator`.*NaN or infinite; expected finite products"):
+        estimate(Planted(np.full((20, 20), np.nan)))
 
 
 def test_a_matrix_that_is_not_symmetric_is_found_out():
@@ -360,6 +433,14 @@ def test_hutchpp_of_a_matrix_smaller_than_its_sketch():
     assert estimate.value == pytest.approx(7.0, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("estimate", [hutchinson_trace, hutchpp_trace])
+@pytest.mark.parametrize("size, value", [(30, 0.0), (1, 0.0), (1, -2.5)])
+def test_trace_of_zeros_and_of_one_entry(size, value, estimate, dtype):
+    found = estimate(Planted(value * np.eye(size), dtype))
+    assert found.value == pytest.approx(size * value) and found.standard_error == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("estimate", [hutchinson_trace, hutchpp_trace])
 def test_trace_of_a_network_and_its_seed(estimate, hessian):
     truth = np.trace(hessian.to_dense())
@@ -368,7 +449,9 @@ def test_trace_of_a_network_and_its_seed(estimate, hessian):
     assert abs(first.value - truth) < 4 * first.standard_error
 
 
-@pytest.mark.parametrize("call", [lambda op: hutchinson_trace(op, 1), lambda op: hutchpp_trace(op, 5)])
+@pytest.mark.parametrize(
+    "call", [lambda op: hutchinson_trace(op, 0), lambda op: hutchinson_trace(op, 1), lambda op: hutchpp_trace(op, 5)]
+)
 def test_too_few_probes_are_refused(call):
     with pytest.raises(ValueError, match=r"`num_(probes|products)`"):
         call(_planted("float64"))
@@ -442,6 +525,15 @@ def test_density_of_a_multiple_of_the_identity():
     assert np.trapezoid(density.density, density.grid) == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size, value", [(30, 0.0), (1, 0.0), (1, -2.5)])
+def test_density_of_zeros_and_of_one_entry(size, value, dtype):
+    density = spectral_density(Planted(value * np.eye(size), dtype), 2, 40)
+    assert density.nodes[density.weights > 1e-6] == pytest.approx(value) and density.products == 2 * size
+    assert np.trapezoid(density.density, density.grid) == pytest.approx(1.0, abs=0.01)
+    assert np.isfinite(density.density).all() and np.isfinite(density.standard_error).all()
+
+
 def test_steps_beyond_the_size_are_cut():
     assert spectral_density(_foreign(np.diag([1.0, 2.0, 3.0])), 2, 90).nodes.shape == (2, 3)
 
@@ -449,7 +541,11 @@ def test_steps_beyond_the_size_are_cut():
 @pytest.mark.parametrize(
     "options, match",
     [
+        ({"num_probes": 0}, "num_probes"),
         ({"num_probes": 1}, "num_probes"),
+        ({"num_points": 0}, "num_points"),
+        ({"grid": [[1.0], [2.0]]}, "grid"),
+        ({"grid": [1.0, np.nan]}, "grid"),
         ({"steps": 0}, "steps"),
         ({"width": 0.0}, "width"),
         ({"width": -1.0}, "width"),

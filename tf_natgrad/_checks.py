@@ -123,7 +123,9 @@ def require(condition: tf.Tensor, text: str, error: type[ValueError] = ValueErro
             undone = tf.cond(condition, lambda: True, lambda: (undo(), True)[1])
         # The error ends the graph: what is to be undone comes before it.
         with tf.control_dependencies([undone]):
-            assertion = tf.debugging.Assert(condition, [_OPEN.format(error.__name__) + text + _CLOSE], summarize=1)
+            # `tf.debugging.Assert` would put the message into a branch of its own, at ten times the cost.
+            text = _OPEN.format(error.__name__) + text + _CLOSE
+            assertion = tf.raw_ops.Assert(condition=condition, data=[text], summarize=1)
         if _collectors:
             # What depends on the condition comes after the assertion, and so does its error.
             with tf.control_dependencies([assertion]):

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_natgrad import _checks
 from tf_natgrad._direction import penalty_gradient, refuse_activity_losses
 from tf_natgrad._factorised import Step, factorised
+from tf_natgrad._progress import progress_bar
 from tf_natgrad._separation import no_finite_fit
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import likelihood_of
@@ -178,7 +178,7 @@ def fisher_scoring(
         )
     history = [ScoringStep(float(value), float(tf.norm(gradient)))]
     last = None
-    bar = tqdm(total=max_iterations, disable=not progress, desc="Fisher scoring", leave=False)
+    bar = progress_bar(total=max_iterations, disable=not progress, desc="Fisher scoring", leave=False)
     try:
         while (reason := _end(history, gtol, max_iterations)) is None:
             bar.set_postfix(loss=f"{history[-1].loss:.6g}", gradient_norm=f"{history[-1].gradient_norm:.1e}")

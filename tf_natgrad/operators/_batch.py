@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_natgrad import _checks
+from tf_natgrad._progress import progress_bar
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
 from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
@@ -319,7 +319,7 @@ class DataSet:
         if tf.executing_eagerly():
             term = compiled(term)
             total, seen = initial, 0
-            bar = tqdm(self._dataset, total=self.batches, disable=not self.progress, leave=False)
+            bar = progress_bar(self._dataset, total=self.batches, disable=not self.progress, leave=False)
             for seen, batch in enumerate(bar, 1):
                 value, more = term(*unpack(batch), tf.constant(seen - 1), *operands)
                 total, count = total + value, count + more

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_natgrad import _checks
+from tf_natgrad._progress import progress_bar
 
 
 class Record(NamedTuple):
@@ -135,7 +135,7 @@ class ProgressBar:
     """
 
     def __init__(self, total: int, done: int, shown: bool):
-        self._bar = tqdm(total=total, initial=done, disable=not shown, unit="step", leave=False)
+        self._bar = progress_bar(total=total, initial=done, disable=not shown, unit="step", leave=False)
         self._done = done
 
     def write(self, record: Record) -> None:

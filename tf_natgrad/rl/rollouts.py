@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tf_natgrad import _checks
+from tf_natgrad._progress import progress_bar
 from tf_natgrad.rl.environments import vector_environment
 from tf_natgrad.rl.episodes import Episodes
 from tf_natgrad.rl.policies import Policy, check_policy
@@ -216,7 +216,7 @@ def _run(env: Any, policy: Policy, num_episodes: int, seed: int, deterministic: 
     running: list[list[tuple]] = [[] for _ in range(env.num_envs)]
     finished: list[list[tuple]] = [[] for _ in range(env.num_envs)]
     seeds = (np.array([seed, step], np.int32) for step in itertools.count())
-    with tqdm(total=num_episodes, disable=not progress, leave=False, unit="episode") as bar:
+    with progress_bar(total=num_episodes, disable=not progress, leave=False, unit="episode") as bar:
         for step in _transitions(env, policy, seed, seeds, deterministic):
             for i in range(env.num_envs):
                 if len(finished[i]) == quota[i]:

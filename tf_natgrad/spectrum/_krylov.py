@@ -105,8 +105,9 @@ class Krylov:
         return tf.linalg.matmul(self._basis, tf.constant(coefficients, self._dtype), transpose_a=True)
 
     def _orthonormal_graph(self, basis: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
-        vector, _ = _orthogonalise([basis], vector)
-        return vector / tf.norm(vector)
+        # Scaled first, in case that it is tiny.
+        vector, _ = _orthogonalise([basis], vector / tf.reduce_max(tf.abs(vector)))
+        return vector / norm(vector)
 
     def _extend_graph(self, basis: tf.Tensor, first: tf.Tensor, wanted: tf.Tensor):
         """Up to `wanted` new vectors, the direction after them, how many, their coefficients and residual norms."""
@@ -117,12 +118,12 @@ class Krylov:
             block = tf.tensor_scatter_nd_update(block, [[k]], vector[None])
             image = self._multiply(vector)
             residual, c = _orthogonalise([basis, block], image)
-            norm = tf.norm(residual)
-            going = norm > eps * tf.norm(image)
-            norm = tf.where(going, norm, tf.zeros_like(norm))
+            length = norm(residual)
+            going = length > eps * norm(image)
+            length = tf.where(going, length, tf.zeros_like(length))
             coefficients = tf.tensor_scatter_nd_update(coefficients, [[k]], c[None])
-            norms = tf.tensor_scatter_nd_update(norms, [[k]], norm[None])
-            return k + 1, going, block, tf.math.divide_no_nan(residual, norm), coefficients, norms
+            norms = tf.tensor_scatter_nd_update(norms, [[k]], length[None])
+            return k + 1, going, block, tf.math.divide_no_nan(residual, length), coefficients, norms
 
         k, _, block, following, coefficients, norms = tf.while_loop(
             lambda k, going, *_: (k < wanted) & going,
@@ -162,7 +163,45 @@ def _orthogonalise(parts: list[tf.Tensor], vector: tf.Tensor) -> tuple[tf.Tensor
         second, more = project(first)
         return second, coefficients + more
 
-    return tf.cond(tf.norm(first) < _LOSS * tf.norm(vector), again, lambda: (first, coefficients))
+    return tf.cond(norm(first) < _LOSS * norm(vector), again, lambda: (first, coefficients))
+
+
+def norm(vectors: tf.Tensor) -> tf.Tensor:
+    """The norm of each column, whose squares may be too small or too large for the precision.
+
+    Args:
+        vectors: `[n]` or `[n, k]`.
+
+    Returns:
+        A scalar, or `[k]`.
+    """
+    largest = tf.reduce_max(tf.abs(vectors), 0)
+    return largest * tf.norm(tf.math.divide_no_nan(vectors, largest), axis=0)
+
+
+def size_of(operator: tf.linalg.LinearOperator) -> int:
+    """The number of rows and columns, after a check that there are as many of the one as of the other.
+
+    Args:
+        operator: a linear operator.
+
+    Returns:
+        n.
+
+    Raises:
+        ValueError: if it is not square, a batch of matrices, or of a size that is not known.
+        TypeError: if it is no linear operator, or not of real numbers.
+    """
+    expected = "a real linear operator [n, n]"
+    if not isinstance(operator, tf.linalg.LinearOperator):
+        remedy = "Wrap an array: `tf.linalg.LinearOperatorFullMatrix(array, is_self_adjoint=True)`."
+        raise TypeError(_checks.message("operator", type(operator).__name__, expected, remedy))
+    if not operator.dtype.is_floating:
+        raise TypeError(_checks.message("operator", f"dtype {operator.dtype.name}", expected))
+    shape = operator.shape
+    if shape.rank != 2 or shape[0] is None or shape[0] != shape[1]:
+        raise ValueError(_checks.message("operator", f"shape {shape}", expected))
+    return shape[0]
 
 
 def check_finite(products: TensorLike) -> None:
@@ -200,4 +239,4 @@ def krylov_of(operator: tf.linalg.LinearOperator, size: int) -> Krylov:
     return operator.kept(("krylov", size), lambda: Krylov(operator, size))
 
 
-__all__ = ["Krylov", "check_finite", "krylov_of"]
+__all__ = ["Krylov", "check_finite", "krylov_of", "norm", "size_of"]

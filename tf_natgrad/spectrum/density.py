@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad.spectrum._krylov import krylov_of
+from tf_natgrad.spectrum._krylov import krylov_of, size_of
 from tf_natgrad.spectrum.extreme import check_symmetry
 
 
@@ -63,7 +63,9 @@ def spectral_density(
         A `SpectralDensity`.
 
     Raises:
-        ValueError: if a number is out of its range, or the operator is not symmetric.
+        ValueError: if a number is out of its range, `grid` is no vector of finite numbers, or the operator is not
+            symmetric or its products are not finite.
+        TypeError: if `operator` is no linear operator.
 
     References:
         B. Ghorbani, S. Krishnan, Y. Xiao, "An investigation into neural net optimization via Hessian eigenvalue
@@ -71,7 +73,12 @@ def spectral_density(
     """
     _checks.check_number("num_probes", num_probes, minimum=2, integer=True)
     _checks.check_number("steps", steps, minimum=1, integer=True)
-    n = operator.shape[-1]
+    _checks.check_number("num_points", num_points, minimum=1, integer=True)
+    if grid is not None:
+        grid = np.asarray(grid, np.float64)
+        if grid.ndim != 1 or not np.isfinite(grid).all():
+            raise ValueError(_checks.message("grid", f"shape {grid.shape}, or NaN or infinite values", "finite [G]"))
+    n = size_of(operator)
     steps = min(steps, n)
     generator = np.random.default_rng(seed)
     check_symmetry(operator, generator)
@@ -92,7 +99,6 @@ def spectral_density(
     _checks.check_number("width", width, minimum=0.0, exclusive=True)
     if grid is None:
         grid = np.linspace(low - 4 * width, high + 4 * width, num_points)
-    grid = np.asarray(grid, np.float64)
     kernel = np.exp(-0.5 * np.square((grid[None, :, None] - nodes[:, None, :]) / width))
     single = np.sum(kernel * weights[:, None, :], -1) / (width * np.sqrt(2 * np.pi))
     return SpectralDensity(grid, single.mean(0), single.std(0, ddof=1) / np.sqrt(num_probes), nodes, weights, products)

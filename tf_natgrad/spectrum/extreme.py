@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse.linalg
 import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator
-from tf_natgrad.spectrum._krylov import check_finite, krylov_of
+from tf_natgrad.spectrum._krylov import check_finite, krylov_of, norm, size_of
 
 _WHICH = ("LA", "SA", "LM", "BE")
 _METHODS = ("auto", "lanczos", "arpack", "gram", "dense")
@@ -87,20 +88,25 @@ def eigsh(
         `info.converged` tells.
 
     Raises:
-        ValueError: if `k`, `which`, `method` or another option is out of range, or the operator is not symmetric.
+        ValueError: if `k`, `which`, `method` or another option is out of range, the operator is not symmetric, its
+            products are not finite, or ARPACK fails.
+        TypeError: if `operator` is no linear operator.
 
     References:
         K. Wu, H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
         Appl. 22 (2000), algorithm 3.
     """
-    n = operator.shape[-1]
+    n = size_of(operator)
     _checks.check_choice("which", which, _WHICH)
     _checks.check_choice("method", method, _METHODS)
     _checks.check_number("k", k, minimum=1, integer=True)
     _checks.check_number("tol", tol, minimum=0.0)
     _checks.check_number("max_products", max_products, minimum=1, integer=True)
-    if k > n or (method == "arpack" and k >= n):
-        raise ValueError(_checks.message("k", k, f"at most {n - (method == 'arpack')} for this {n} x {n} operator"))
+    if k > n:
+        raise ValueError(_checks.message("k", k, f"at most {n} for this {n} x {n} operator"))
+    if method == "arpack" and k == n:
+        expected = f"at most {n - 1} for this {n} x {n} operator with 'arpack'"
+        raise ValueError(_checks.message("k", k, expected, "Use method='dense'."))
     if ncv is not None:
         _checks.check_number("ncv", ncv, minimum=1, integer=True)
         if ncv <= k:
@@ -110,7 +116,7 @@ def eigsh(
     start = generator.standard_normal(n) if v0 is None else v0
     start = tf.convert_to_tensor(start, operator.dtype)
     _checks.check_rank_one("v0", start, n)
-    if not 0 < float(tf.norm(start)) < float("inf"):
+    if not (_checks.is_finite(start) and tf.reduce_any(start != 0)):
         raise ValueError(_checks.message("v0", "zero, NaN or infinite values", "a finite vector other than zero"))
 
     method = _choose(operator, k, which) if method == "auto" else method
@@ -119,13 +125,15 @@ def eigsh(
     elif method == "dense":
         values, vectors, products, restarts, scale = _by_dense(operator, k, which)
     elif method == "arpack":
-        values, vectors, products, restarts, scale = _by_arpack(operator, k, which, tol, max_products, ncv, start)
+        values, vectors, products, restarts, scale = _by_arpack(
+            operator, k, which, tol, max_products, ncv, start, generator
+        )
     else:
         values, vectors, products, restarts, scale = _by_lanczos(
             operator, k, which, tol, max_products, ncv, start, generator
         )
     vectors = _signed(vectors)
-    residuals = tf.norm(operator.matmul(vectors) - vectors * tf.constant(values, vectors.dtype), axis=0).numpy()
+    residuals = norm(operator.matmul(vectors) - vectors * tf.constant(values, vectors.dtype)).numpy()
     scale = max(scale, np.finfo(vectors.dtype.as_numpy_dtype).tiny)
     slack = 10 * np.finfo(vectors.dtype.as_numpy_dtype).eps
     info = EigshInfo(method, products + k, residuals, residuals <= (tol + slack) * scale, restarts)
@@ -225,11 +233,13 @@ def _by_gram(operator: CurvatureOperator, k: int, which: str, generator: np.rand
     return values + damping, tf.reverse(basis, [1]), 0, 0, values[-1] + damping
 
 
-def _by_arpack(operator, k, which, tol, max_products, ncv, start):
+def _by_arpack(operator, k, which, tol, max_products, ncv, start, generator):
     counted = _Counted(operator)
     ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, operator.shape[-1])
     # After the first `ncv` products, each restart takes up to `ncv - k` of them.
     restarts = max(1, 1 + (max_products - ncv) // (ncv - k))
+    # ARPACK refuses one pair of both ends; it is the highest.
+    which = "LA" if which == "BE" and k == 1 else which
     try:
         values, vectors = scipy.sparse.linalg.eigsh(
             counted.scipy, k, which=which, tol=tol, maxiter=restarts, ncv=ncv, v0=start.numpy()
@@ -240,8 +250,25 @@ def _by_arpack(operator, k, which, tol, max_products, ncv, start):
             raise ValueError(
                 _checks.message("max_products", max_products, f"enough for k = {k}: ARPACK found {len(values)}")
             ) from None
+    except scipy.sparse.linalg.ArpackError as error:
+        values, vectors = _after_failure(counted, k, generator, error)
     order = np.argsort(values)
     return values[order], tf.constant(vectors[:, order], operator.dtype), counted.products, 0, counted.largest
+
+
+def _after_failure(counted, k, generator, error):
+    """The pairs of a matrix of zeros, in whose range ARPACK cannot start; any other failure is told."""
+    n, annihilated = counted.scipy.shape[0], counted.largest == 0.0
+    counted.scipy.matvec(generator.standard_normal(n).astype(counted.scipy.dtype))
+    if counted.largest == 0.0:
+        basis, _ = np.linalg.qr(generator.standard_normal([n, k]))
+        return np.zeros(k, counted.scipy.dtype), basis
+    remedy = "Use method='lanczos'."
+    if annihilated:
+        expected = "one that ARPACK can start from"
+        raise ValueError(_checks.message("v0", "a vector that the operator sends to zero", expected, remedy)) from None
+    received = f"'arpack', which failed ({error})"
+    raise ValueError(_checks.message("method", received, "one that solves this problem", remedy)) from None
 
 
 class _Counted:
@@ -255,7 +282,9 @@ class _Counted:
             self.products += 1
             image = operator.matvec(tf.constant(np.reshape(x, [-1]), operator.dtype)).numpy()
             check_finite(image)
-            self.largest = max(self.largest, np.linalg.norm(image) / max(np.linalg.norm(x), np.finfo(x.dtype).tiny))
+            # SciPy's norm neither overflows nor underflows.
+            length = max(scipy.linalg.norm(np.reshape(x, [-1])), np.finfo(x.dtype).tiny)
+            self.largest = max(self.largest, scipy.linalg.norm(image) / length)
             return image
 
         n = operator.shape[-1]

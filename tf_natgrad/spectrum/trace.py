@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.spectrum._krylov import check_finite, size_of
 
 
 class TraceEstimate(NamedTuple):
@@ -40,14 +41,15 @@ def hutchinson_trace(operator: tf.linalg.LinearOperator, num_probes: int = 32, *
         A `TraceEstimate`, unbiased.
 
     Raises:
-        ValueError: if `num_probes` is too small.
+        ValueError: if `num_probes` is too small, or the products are not finite.
+        TypeError: if `operator` is no linear operator.
 
     References:
         M. Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989).
     """
     _checks.check_number("num_probes", num_probes, minimum=2, integer=True)
     probes = _rademacher(operator, num_probes, np.random.default_rng(seed))
-    forms = tf.reduce_sum(probes * operator.matmul(probes), 0).numpy().astype(np.float64)
+    forms = _forms(operator, probes)
     return TraceEstimate(float(forms.mean()), float(forms.std(ddof=1) / np.sqrt(num_probes)), num_probes)
 
 
@@ -71,7 +73,8 @@ def hutchpp_trace(operator: tf.linalg.LinearOperator, num_products: int = 48, *,
         A `TraceEstimate`, unbiased; its error is that of the part that was estimated.
 
     Raises:
-        ValueError: if `num_products` is below 6.
+        ValueError: if `num_products` is below 6, or the products are not finite.
+        TypeError: if `operator` is no linear operator.
 
     References:
         R. Meyer, C. Musco, C. Musco, D. Woodruff, "Hutch++: optimal stochastic trace estimation", SOSA (2021),
@@ -79,18 +82,27 @@ def hutchpp_trace(operator: tf.linalg.LinearOperator, num_products: int = 48, *,
     """
     _checks.check_number("num_products", num_products, minimum=6, integer=True)
     generator = np.random.default_rng(seed)
-    third = min(num_products // 3, operator.shape[-1])
-    basis, _ = tf.linalg.qr(operator.matmul(_rademacher(operator, third, generator)))
+    third = min(num_products // 3, size_of(operator))
+    sketch = operator.matmul(_rademacher(operator, third, generator))
+    check_finite(sketch)
+    basis, _ = tf.linalg.qr(sketch)
     exact = tf.reduce_sum(basis * operator.matmul(basis))
     probes = _rademacher(operator, num_products - 2 * third, generator)
     probes -= tf.linalg.matmul(basis, tf.linalg.matmul(basis, probes, transpose_a=True))
-    forms = tf.reduce_sum(probes * operator.matmul(probes), 0).numpy().astype(np.float64)
+    forms = _forms(operator, probes)
     error = forms.std(ddof=1) / np.sqrt(len(forms))
     return TraceEstimate(float(exact) + float(forms.mean()), float(error), 2 * third + len(forms))
 
 
+def _forms(operator: tf.linalg.LinearOperator, probes: tf.Tensor) -> np.ndarray:
+    """`z^T H z` for each column."""
+    forms = tf.reduce_sum(probes * operator.matmul(probes), 0)
+    check_finite(forms)
+    return forms.numpy().astype(np.float64)
+
+
 def _rademacher(operator: tf.linalg.LinearOperator, count: int, generator: np.random.Generator) -> tf.Tensor:
-    signs = generator.integers(0, 2, [operator.shape[-1], count]) * 2 - 1
+    signs = generator.integers(0, 2, [size_of(operator), count]) * 2 - 1
     return tf.constant(signs, operator.dtype)
 
 

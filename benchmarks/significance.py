@@ -3,8 +3,8 @@
 On a decision process of 3 states, 2 actions and 4 steps at most, with a softmax policy whose rarest action has a
 probability of 0.13. Level: rewards are pure noise while actions move the state. Coverage: noise is added to rewards of
 state and action, and the Hessian is exact. Unequal lengths are uniform from 1 to 4. The methods of before, random signs
-of episodes and normal quantiles, stand beside. All in NumPy, by the package's own statistics; about five minutes on one
-core. Prints a table and writes `figures/significance.csv`.
+of episodes and normal quantiles, stand beside. All in NumPy, by the package's own statistics; three minutes on one
+idle core. Prints a table and writes `figures/significance.csv`.
 """
 
 from __future__ import annotations

@@ -69,8 +69,10 @@ def extreme_curvature(
     each action is a draw from the policy at its observation. The test draws all actions anew, `null_draws` times, and
     finds the extreme eigenvalues again; these are divided by their standard error before they are compared. Under the
     hypothesis the level is exact, however few the episodes, skewed the returns or unequal the lengths.
-    `docs/significance.md` tells what was measured, also where actions do move the observations and rewards are pure
-    noise, and what the intervals cover.
+    Where actions move the observations and rewards are pure noise, it was 0.02 to 0.06 at a nominal 0.05.
+
+    Of the 95% intervals 93% to 99% held the truth with 50 and 400 episodes. With 10 it was 97% or more where rewards
+    are noisy, and 84% to 96% where a rare action decides the return. `docs/significance.md` has the table.
 
     >>> import keras, tf_natgrad.rl as rl
     >>> policy = rl.CategoricalPolicy(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))

@@ -5,14 +5,15 @@ import importlib
 import pathlib
 import sys
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @contextlib.contextmanager
-def imported(name):
+def imported(name, folder="experiments"):
     """The script of that name, with its neighbours importable while the tests of a module run."""
-    sys.path.insert(0, str(EXPERIMENTS))
+    path = str(ROOT / folder)
+    sys.path.insert(0, path)
     try:
         yield importlib.import_module(name)
     finally:
-        sys.path.remove(str(EXPERIMENTS))
+        sys.path.remove(path)

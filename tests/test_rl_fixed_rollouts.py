@@ -1,5 +1,7 @@
 """Rollouts of a fixed number of steps: true last observations, seeds, and the compiled choice of actions."""
 
+from typing import ClassVar
+
 import gymnasium as gym
 import keras
 import numpy as np
@@ -34,6 +36,65 @@ class Counter(gym.Env):
         over = self.time == self.length
         reward = float(self.time) if self.reward is None else self.reward
         return np.full(1, self.time, np.float32), reward, over and self.terminates, over and not self.terminates, {}
+
+
+class OneArray(Counter):
+    """A `Counter` that writes all its observations into one array, and returns that."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.array = np.zeros(1, np.float32)
+
+    def reset(self, **options):
+        self.array[:], info = super().reset(**options)
+        return self.array, info
+
+    def step(self, action):
+        self.array[:], *rest = super().step(action)
+        return self.array, *rest
+
+
+class OneRecord(gym.vector.VectorEnv):
+    """Two `Counter`s in one array for observations, one for rewards and one for ends, changed in place."""
+
+    metadata: ClassVar = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    num_envs = 2
+    single_observation_space, single_action_space = Counter.observation_space, Counter.action_space
+
+    def __init__(self, length):
+        self.length = length
+        self.times, self.rewards = np.zeros((2, 1), np.float32), np.zeros(2)
+        self.terminated, self.truncated = np.zeros((2, 2), bool)
+
+    def reset(self, *, seed=None, options=None):
+        self.times[:] = 0.0
+        return self.times, {}
+
+    def step(self, actions):
+        self.times += 1.0
+        self.rewards[:] = self.times[:, 0]
+        self.truncated[:] = self.times[:, 0] == self.length
+        info = {"final_obs": self.times.copy()} if self.truncated.any() else {}
+        self.times[self.truncated] = 0.0
+        return self.times, self.rewards, self.terminated, self.truncated, info
+
+
+def of_one_id(copy, entry):
+    """What `gym.make_vec` gives, each environment being a `Counter` of five steps that is cut off after three."""
+    spec = gym.envs.registration.EnvSpec(
+        "Counter-v0", entry, max_episode_steps=3, disable_env_checker=True, kwargs={"length": 5}
+    )
+    options = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": copy}
+    return gym.make_vec(spec, num_envs=2, vectorization_mode="sync", vector_kwargs=options)
+
+
+REUSED = {
+    "copy=False": lambda: of_one_id(False, Counter),
+    "one array": lambda: of_one_id(True, OneArray),
+    "one array, copy=False": lambda: of_one_id(False, OneArray),
+    "wrapped": lambda: gym.wrappers.vector.ClipReward(of_one_id(False, OneArray), 0.0, 100.0),
+    "one record": lambda: OneRecord(3),
+}
 
 
 def counters(*makers):
@@ -124,6 +185,49 @@ def test_a_policy_that_acted_can_still_be_saved_and_copied(tmp_path):
 
 def test_a_function_that_makes_an_environment():
     assert rl.collect(lambda: Counter(4), gaussian(), 3).lengths.tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize("make", REUSED.values(), ids=REUSED)
+def test_a_rollout_keeps_what_the_environment_writes_over(make):
+    run = rollout(make(), gaussian(), 7)
+    np.testing.assert_array_equal(run.observations[:, :, 0].T, [[0, 1, 2, 0, 1, 2, 0]] * 2)
+    np.testing.assert_array_equal(run.next_observations, run.observations + 1.0)
+    np.testing.assert_array_equal(run.rewards, run.next_observations[:, :, 0])
+    np.testing.assert_array_equal(np.flatnonzero(run.truncated[:, 1]), [2, 5])
+
+
+@pytest.mark.parametrize("make", REUSED.values(), ids=REUSED)
+def test_the_value_after_a_truncation_is_that_of_the_final_observation(make):
+    """With the value 10 s of a state s the advantage is the reward, s + 1, plus 9 (s + 1) - 10 s."""
+    run = rollout(make(), gaussian(), 6)
+    values = [10.0 * states[..., 0] for states in (run.observations, run.next_observations)]
+    advantages = rl.generalized_advantages(
+        run.rewards, *values, run.terminated, run.truncated, gamma=0.9, gae_lambda=0.0
+    )
+    np.testing.assert_allclose(advantages, 10.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", REUSED.values(), ids=REUSED)
+def test_episodes_keep_what_the_environment_writes_over(make):
+    episodes = rl.collect(make(), gaussian(), 4)
+    np.testing.assert_array_equal(episodes.observations[:, 0], [0, 1, 2] * 4)
+    np.testing.assert_array_equal(episodes.rewards, [1, 2, 3] * 4)
+    np.testing.assert_array_equal(episodes.final_observations, [[3]] * 4)
+    assert not episodes.terminated.any()
+
+
+def test_a_function_that_makes_an_environment_of_one_array():
+    episodes = rl.collect(lambda: OneArray(2), gaussian(), 3)
+    np.testing.assert_array_equal(episodes.observations[:, 0], [0, 1] * 3)
+    np.testing.assert_array_equal(episodes.final_observations, [[2]] * 3)
+
+
+@pytest.mark.parametrize("run", [lambda env: rollout(env, gaussian(), 2), lambda env: rl.collect(env, gaussian(), 1)])
+def test_a_vector_environment_is_left_with_its_own_environments(run):
+    env = of_one_id(False, OneArray)
+    own = list(env.envs)
+    run(env)
+    assert env.envs == own
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

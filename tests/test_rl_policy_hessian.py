@@ -1,5 +1,6 @@
 """The policy Hessian: unbiased by enumeration, and the products of a dense matrix."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -354,6 +355,22 @@ def test_episode_weights_that_change(rng):
         np.testing.assert_allclose(operator.to_dense(), dense, **EXACT)
         unit = np.eye(ragged.size)[3]
         np.testing.assert_allclose(operator.matvec(unit), dense @ unit, **EXACT)
+
+
+@pytest.mark.parametrize("kind, estimator", [("discrete", "causal"), ("continuous", "algorithm1")])
+def test_actions_that_change(kind, estimator, rng):
+    ragged, x = Ragged(kind), rng.normal(size=shared(kind).size)
+    operator, actions = ragged.make_hessian(estimator).redrawn()
+    for _ in range(2):
+        before = operator.matvec(x).numpy()
+        drawn = ragged.policy.sample(ragged.episodes.observations, rng.integers(9, size=2)).numpy()
+        actions.assign(drawn.astype(ragged.episodes.actions.dtype))
+        ragged.episodes = dataclasses.replace(ragged.episodes, actions=actions.numpy())
+        expected = ragged.make_hessian(estimator)
+        assert np.abs(operator.matvec(x) - before).max() > FAR
+        np.testing.assert_allclose(operator.matvec(x), expected.matvec(x), **EXACT)
+        np.testing.assert_allclose(operator.matvec(x, adjoint=True), expected.matvec(x, adjoint=True), **EXACT)
+        np.testing.assert_allclose(operator.quadratic_forms(x), expected.quadratic_forms(x), **EXACT)
 
 
 def test_single_precision():

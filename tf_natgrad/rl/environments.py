@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,47 @@ def vector_environment(env: Any, num_envs: int) -> Iterator[Any]:
             env.close()
 
 
+@contextlib.contextmanager
+def final_observations_kept(env: Any) -> Iterator[None]:
+    """Makes the environments of a `SyncVectorEnv` return copies of final observations, until the block is left.
+
+    A `SyncVectorEnv` resets an environment before it returns: where an environment writes all observations into one
+    array, the final one is lost by then. Other vector environments are left as they are.
+
+    Args:
+        env: a vector environment.
+
+    Yields:
+        Nothing.
+    """
+    base = env.unwrapped
+    if not isinstance(base, gymnasium().vector.SyncVectorEnv):
+        yield
+        return
+    own = base.envs
+    base.envs = [_CopiesFinalObservations(one) for one in own]
+    try:
+        yield
+    finally:
+        base.envs = own
+
+
+class _CopiesFinalObservations:
+    """An environment whose last observation of an episode is an array of its own."""
+
+    def __init__(self, env: Any):
+        self._env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def step(self, action: Any) -> tuple:
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        if terminated or truncated:
+            observation = copy.deepcopy(observation)
+        return observation, reward, terminated, truncated, info
+
+
 def check_spaces(observations: Any, actions: Any) -> None:
     """Refuses spaces that the agents do not know.
 
@@ -107,4 +149,4 @@ def gymnasium() -> Any:
     return gymnasium
 
 
-__all__ = ["check_spaces", "gymnasium", "vector_environment"]
+__all__ = ["check_spaces", "final_observations_kept", "gymnasium", "vector_environment"]

@@ -103,7 +103,18 @@ class PolicyHessian(ReturnHessian):
             `(operator, weights)`: assign to the variable `weights` `[N]`.
         """
         shares = tf.Variable(self._batch.shares, trainable=False)
-        return _Reweighted(self._batch, self._flat, shares), shares
+        return _Changeable(self._batch, self._flat, shares, self._batch.actions), shares
+
+    def redrawn(self) -> tuple[ReturnHessian, tf.Variable]:
+        """The same operator with actions that can be changed at any time, without tracing anew.
+
+        Observations and step weights stay those of the episodes.
+
+        Returns:
+            `(operator, actions)`: assign to the variable `actions`, of the shape of the recorded ones.
+        """
+        actions = tf.Variable(self._batch.actions, trainable=False)
+        return _Changeable(self._batch, self._flat, self._batch.shares, actions), actions
 
     def prepare(self) -> None:
         """Nothing: all is recorded on construction, or anew for each chunk."""
@@ -136,23 +147,38 @@ class PolicyHessian(ReturnHessian):
         return tf.map_fn(function, rows, parallel_iterations=1)
 
 
-class _Reweighted(CurvatureOperator):
-    """A policy Hessian whose episode weights are a variable; the policy is called at each product."""
+class _Changeable(ReturnHessian):
+    """A policy Hessian whose episode weights or actions are a variable; the policy is called at each product."""
 
-    def __init__(self, batch: _EpisodeBatch, flat: FlatParameters, shares: tf.Variable):
-        super().__init__(flat, name="Reweighted")
+    def __init__(self, batch: _EpisodeBatch, flat: FlatParameters, shares: Any, actions: Any):
+        super().__init__(flat, name="Changeable")
         self._batch = batch
         self._shares = shares
+        self._actions = actions
+
+    @property
+    def estimator(self) -> str:
+        return self._batch.estimator
+
+    def prepare(self) -> None:
+        """Nothing: all is recorded anew for each product."""
 
     def _product(self, vector: tf.Tensor) -> tf.Tensor:
         return self._part()._product(vector)
+
+    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._part()._adjoint_product(vector)
+
+    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._part()._quadratic_forms(vector)
 
     def _products(self, rows: tf.Tensor) -> tf.Tensor:
         part = self._part()
         return part._map_rows(part._product, rows)
 
     def _part(self) -> ScoreFunctionHessian:
-        return self._batch.operator(slice(None), tf.convert_to_tensor(self._shares))
+        shares, actions = (tf.convert_to_tensor(values) for values in (self._shares, self._actions))
+        return self._batch.operator(slice(None), shares, actions)
 
 
 class _EpisodeBatch:
@@ -167,7 +193,7 @@ class _EpisodeBatch:
         self._episodes = episodes
         dtype = FlatParameters(policy.trainable_variables).dtype
         self._observations = observations
-        self._actions = tf.constant(episodes.actions)
+        self.actions = tf.constant(episodes.actions)
         self._weights = tf.constant(weights, dtype)
         self._ids = tf.constant(episodes.episode_ids, tf.int32)
         self.shares = tf.constant(episodes.episode_weights, dtype)
@@ -184,15 +210,15 @@ class _EpisodeBatch:
             first = last
         return found
 
-    def operator(self, steps: slice, shares: tf.Tensor | None = None, episodes: slice = slice(None)):
+    def operator(self, steps: slice, shares: tf.Tensor | None = None, actions: tf.Tensor | None = None):
         """The operator of these steps, built eagerly or inside a trace."""
         ids = self._ids[steps]
         return self._make(
             self._observations[steps],
-            self._actions[steps],
+            (self.actions if actions is None else actions)[steps],
             self._weights[steps],
             ids - ids[0],
-            (self.shares if shares is None else shares)[episodes],
+            self.shares if shares is None else shares,
         )
 
     def _make(self, observations, actions, weights, ids, shares) -> ScoreFunctionHessian:
@@ -209,7 +235,7 @@ class _EpisodeBatch:
     def run(self, key: str, chunk: tuple[slice, slice], function: Any, vector: tf.Tensor) -> tf.Tensor:
         """`function(operator of the chunk, vector)`, as one graph for chunks of all sizes."""
         if key not in self._functions:
-            tensors = (self._observations, self._actions, self._weights, self._ids, self.shares)
+            tensors = (self._observations, self.actions, self._weights, self._ids, self.shares)
             specs = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tensors]
             specs.append(tf.TensorSpec(vector.shape, vector.dtype))
             self._functions[key] = tf.function(
@@ -219,7 +245,7 @@ class _EpisodeBatch:
         ids = self._ids[steps]
         return self._functions[key](
             self._observations[steps],
-            self._actions[steps],
+            self.actions[steps],
             self._weights[steps],
             ids - ids[0],
             self.shares[episodes],

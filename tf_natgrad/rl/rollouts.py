@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._progress import progress_bar
-from tf_natgrad.rl.environments import vector_environment
+from tf_natgrad.rl.environments import final_observations_kept, vector_environment
 from tf_natgrad.rl.episodes import Episodes
 from tf_natgrad.rl.policies import Policy, check_policy
 
@@ -33,7 +33,9 @@ def collect(
 
     Each environment of the vector runs its share of the episodes, whatever their lengths: taking those that end
     first would favour short ones. Actions are recorded as they were sampled, and clipped to the box only for the
-    environment. Truncation and termination are kept apart.
+    environment. Truncation and termination are kept apart. Observations are copied, so a vector environment may have
+    `copy=False`, and an environment may return the same array at each step; only within an `AsyncVectorEnv` such an
+    environment must copy its final observations itself.
 
     >>> import keras, tf_natgrad.rl as rl
     >>> policy = rl.CategoricalPolicy(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
@@ -64,7 +66,7 @@ def collect(
     _checks.check_number("seed", seed, minimum=0, integer=True)
     if seed > _LARGEST_SEED:
         raise ValueError(_checks.message("seed", seed, f"at most {_LARGEST_SEED}"))
-    with vector_environment(env, min(num_episodes, _NUM_ENVS)) as vector:
+    with vector_environment(env, min(num_episodes, _NUM_ENVS)) as vector, final_observations_kept(vector):
         policy.check_action_space(vector.single_action_space)
         return _run(vector, policy, num_episodes, seed, deterministic, progress)
 
@@ -129,12 +131,13 @@ def rollout(env: Any, policy: Policy, num_steps: int, *, seed: int = 0) -> Rollo
     seeds = words[1:].astype(np.int32).reshape(num_steps, 2)
     fields: list[np.ndarray] = []
     steps = _transitions(env, policy, int(words[0]), seeds, deterministic=False)
-    for t, step in enumerate(steps):
-        values = [np.asarray(getattr(step, name)) for name in Rollout._fields]
-        if not fields:
-            fields = [np.empty((num_steps, *value.shape), value.dtype) for value in values]
-        for field, value in zip(fields, values, strict=True):
-            field[t] = value
+    with final_observations_kept(env):
+        for t, step in enumerate(steps):
+            values = [np.asarray(getattr(step, name)) for name in Rollout._fields]
+            if not fields:
+                fields = [np.empty((num_steps, *value.shape), value.dtype) for value in values]
+            for field, value in zip(fields, values, strict=True):
+                field[t] = value
     result = Rollout(*fields)
     for name in ("rewards", "observations", "next_observations"):
         if not np.all(np.isfinite(getattr(result, name))):
@@ -161,13 +164,14 @@ def _transitions(
     """One step of all environments for each seed of the actions, from a fresh start."""
     dtype, space = policy.compute_dtype, env.single_action_space
     bounds = (space.low, space.high) if hasattr(space, "low") else None
-    observations = np.asarray(env.reset(seed=reset_seed)[0], dtype)
+    # Copied as they arrive: the environment may write the next ones into the same array.
+    observations = np.array(env.reset(seed=reset_seed)[0], dtype)
     act = _acting(policy, deterministic, observations.shape)
     for seed in seeds:
         actions = act(observations, seed)
         taken = actions if bounds is None else np.clip(actions, *bounds)
         following, rewards, terminated, truncated, info = env.step(taken)
-        following = led_to = np.asarray(following, dtype)
+        following = led_to = np.array(following, dtype)
         ended = np.flatnonzero(terminated | truncated)
         if len(ended):
             led_to = following.copy()

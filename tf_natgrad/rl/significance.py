@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import scipy.stats
 import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.operators import CurvatureOperator
+from tf_natgrad.operators.score_function import ReturnHessian
 from tf_natgrad.rl.baselines import Baseline
+from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
 from tf_natgrad.rl.episodes import Episodes
 from tf_natgrad.rl.policies import Policy
 from tf_natgrad.rl.policy_hessian import PolicyHessian
@@ -26,11 +27,12 @@ class ExtremeCurvature(NamedTuple):
         eigenvalues: `[2]`, smallest and largest, of all episodes: biased outward.
         eigenvectors: `[n, 2]`.
         residuals: `||H v - lambda v||`, `[2]`.
-        intervals: confidence intervals of `v^T H v` over episodes, `[2, 2]`, as if `v` were given.
+        intervals: confidence intervals of `v^T H v` over episodes, `[2, 2]`, as if `v` were given; see `mean_interval`.
         cross_fitted: `v^T H v` with `v` from one half of the episodes and `H` from the other, averaged over both ways,
             `[2]`: biased inward. In expectation the two bracket the truth.
         cross_fitted_intervals: their confidence intervals over episodes, `[2, 2]`.
-        null_limits: what the extreme eigenvalues of pure noise stay within at the level of the test, `[2]`.
+        null_limits: what the extreme eigenvalues of pure noise stay within at the level of the test, `[2]`: quantiles
+            of the studentised null, in units of the eigenvalues. NaN without null draws.
         p_values: of each end against the null, `[2]`; NaN without null draws.
         rejects: whether an end is distinguishable from noise at `level` (over both ends).
         level: the level.
@@ -63,26 +65,44 @@ def extreme_curvature(
 ) -> ExtremeCurvature:
     """The smallest and largest eigenvalue of a policy Hessian, with confidence intervals, cross-fitting and a null.
 
-    The null hypothesis is that returns have nothing to do with actions: the weights of each episode, centred by the
-    baseline, get a random sign, and the extreme eigenvalues are found again, `null_draws` times.
+    The null hypothesis is that actions have no effect: given the observations, rewards and lengths of the episodes,
+    each action is a draw from the policy at its observation. The test draws all actions anew, `null_draws` times, and
+    finds the extreme eigenvalues again; these are divided by their standard error before they are compared. Under the
+    hypothesis the level is exact, however few the episodes, skewed the returns or unequal the lengths.
+    Where actions move the observations and rewards are pure noise, it was 0.02 to 0.06 at a nominal 0.05.
+
+    Of the 95% intervals 93% to 99% held the truth with 50 and 400 episodes. With 10 it was 97% or more where rewards
+    are noisy, and 84% to 96% where a rare action decides the return. `docs/significance.md` has the table.
+
+    >>> import keras, tf_natgrad.rl as rl
+    >>> policy = rl.CategoricalPolicy(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    >>> episodes = rl.collect("CartPole-v1", policy, num_episodes=20, seed=0)
+    >>> found = rl.extreme_curvature(policy, episodes, null_draws=39)
+    >>> found.intervals.shape, found.p_values.shape
+    ((2, 2), (2,))
 
     Args:
         policy: a `Policy`.
-        episodes: that were drawn with it, with equal weights.
+        episodes: that were drawn with it, actions being samples, with equal weights.
         estimator: a symmetric one; see `PolicyHessian`.
-        baseline: see `PolicyHessian`; the null asks for one that centres the weights.
+        baseline: see `PolicyHessian`.
         gamma: the discount factor.
         level: of the intervals (1 - level) and of the test over both ends.
-        null_draws: how often signs are drawn; 0 for no test. The test needs at least `2 / level - 1`.
+        null_draws: how often actions are drawn anew; 0 for no test. The test needs at least `2 / level - 1`.
         method: of `spectrum.eigsh`.
         tol: of `spectrum.eigsh`.
-        seed: of signs and halves.
+        seed: of halves, redrawn actions and resamples.
 
     Returns:
         An `ExtremeCurvature`.
 
     Raises:
         ValueError: if there are fewer than 4 episodes, they are weighted, or a number is out of its range.
+
+    References:
+        E. Candès, Y. Fan, L. Janson, J. Lv, "Panning for gold: 'model-X' knockoffs for high dimensional controlled
+        variable selection", Journal of the Royal Statistical Society B 80 (2018), section 4.1: the conditional
+        randomization test.
     """
     _checks.check_number("level", level, minimum=0.0, exclusive=True)
     if level >= 1.0:
@@ -107,12 +127,8 @@ def extreme_curvature(
     return assess(sample, level, null_draws, np.random.default_rng(seed))
 
 
-class Sample(Protocol):
-    """Episodes, and the matrix `H` that is the mean of their matrices: all that the statistics need."""
-
-    @property
-    def num_episodes(self) -> int:
-        """N."""
+class Matrices(Protocol):
+    """The matrices `M_e` of episodes, and `H`, which is their mean."""
 
     def extremes(self) -> Eigenpairs:
         """The smallest and the largest eigenvalue of `H`, with eigenvectors."""
@@ -120,11 +136,19 @@ class Sample(Protocol):
     def quadratic_forms(self, vector: TensorLike) -> np.ndarray:
         """`v^T M_e v` of each episode, `[N]`."""
 
+
+class Sample(Matrices, Protocol):
+    """Episodes with their matrices: all that the statistics need."""
+
+    @property
+    def num_episodes(self) -> int:
+        """N."""
+
     def select(self, chosen: np.ndarray) -> Sample:
         """Some of the episodes, with baselines of their own."""
 
-    def signed_extremes(self, signs: np.ndarray) -> np.ndarray:
-        """The extreme eigenvalues, `[2]`, of `H` with a sign `[N]` for the matrix of each episode."""
+    def redrawn(self, generator: np.random.Generator) -> Matrices:
+        """The same episodes and step weights with actions drawn anew from the policy; valid until the next call."""
 
 
 def assess(sample: Sample, level: float, null_draws: int, generator: np.random.Generator) -> ExtremeCurvature:
@@ -133,43 +157,85 @@ def assess(sample: Sample, level: float, null_draws: int, generator: np.random.G
     Args:
         sample: the episodes.
         level: of the intervals and of the test.
-        null_draws: how often signs are drawn.
-        generator: of halves and signs.
+        null_draws: how often actions are drawn anew.
+        generator: of halves, redrawn actions and resamples.
 
     Returns:
         An `ExtremeCurvature`.
     """
+    parts = [np.sort(part) for part in np.array_split(generator.permutation(sample.num_episodes), 2)]
+    for_null, for_intervals, for_resamples = generator.spawn(3)
     pairs = sample.extremes()
-    quantile = scipy.stats.norm.ppf(1.0 - level / 2.0)
-    intervals = np.stack([_interval(sample.quadratic_forms(v), quantile) for v in tf.transpose(pairs.eigenvectors)])
+    vectors = _rows(pairs)
+    halves = [sample.select(part) for part in parts]
+    # Each half is scored along the eigenvectors of the other one.
+    directions = [_rows(half.extremes()) for half in reversed(halves)]
 
-    order = generator.permutation(sample.num_episodes)
-    halves = [sample.select(np.sort(part)) for part in np.array_split(order, 2)]
-    vectors = [tf.transpose(half.extremes().eigenvectors) for half in halves]
-    scores = [np.concatenate([halves[1 - i].quadratic_forms(vectors[i][end]) for i in (0, 1)]) for end in (0, 1)]
-    cross_fitted = np.array([forms.mean() for forms in scores])
-    cross_intervals = np.stack([_interval(forms, quantile) for forms in scores])
-
-    limits, p_values, rejects = np.full(2, np.nan), np.full(2, np.nan), False
-    if null_draws:
-        signs = generator.choice([-1.0, 1.0], [null_draws, sample.num_episodes])
-        null = np.stack([sample.signed_extremes(row) for row in signs])
-        beyond = np.array([(null[:, 0] <= pairs.eigenvalues[0]).sum(), (null[:, 1] >= pairs.eigenvalues[1]).sum()])
-        p_values = (1.0 + beyond) / (1.0 + null_draws)
-        limits = np.array([np.quantile(null[:, 0], level / 2.0), np.quantile(null[:, 1], 1.0 - level / 2.0)])
-        rejects = bool((p_values <= level / 2.0).any())
+    forms = _forms(sample, vectors)
+    scores = np.concatenate([_forms(half, rows) for half, rows in zip(halves, directions, strict=True)], 1)
+    redrawn_forms, redrawn_scores = [], []
+    for _ in range(redraws_of(sample.num_episodes)):
+        redrawn = sample.redrawn(for_intervals)
+        redrawn_forms.append(_forms(redrawn, vectors))
+        of_halves = [_forms(redrawn, rows)[:, part] for part, rows in zip(parts, directions, strict=True)]
+        redrawn_scores.append(np.concatenate(of_halves, 1))
+    limits, p_values = _against_null(sample, pairs.eigenvalues, forms, level, null_draws, for_null)
     return ExtremeCurvature(
-        pairs.eigenvalues,
-        pairs.eigenvectors,
-        pairs.info.residuals,
-        intervals,
-        cross_fitted,
-        cross_intervals,
-        limits,
-        p_values,
-        rejects,
-        level,
+        eigenvalues=pairs.eigenvalues,
+        eigenvectors=pairs.eigenvectors,
+        residuals=pairs.info.residuals,
+        intervals=mean_interval(forms, np.stack(redrawn_forms), level, for_resamples),
+        cross_fitted=scores.mean(1),
+        cross_fitted_intervals=mean_interval(scores, np.stack(redrawn_scores), level, for_resamples),
+        null_limits=limits,
+        p_values=p_values,
+        rejects=bool((p_values <= level / 2.0).any()),
+        level=level,
     )
+
+
+def _against_null(
+    sample: Sample,
+    eigenvalues: np.ndarray,
+    forms: np.ndarray,
+    level: float,
+    null_draws: int,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Limits of the eigenvalues under the null, and p-values, `[2]` each; NaN without draws."""
+    if not null_draws:
+        return np.full(2, np.nan), np.full(2, np.nan)
+    null = []
+    for _ in range(null_draws):
+        redrawn = sample.redrawn(generator)
+        pairs = redrawn.extremes()
+        null.append(studentised(pairs.eigenvalues, _forms(redrawn, _rows(pairs)))[0])
+    null = np.stack(null)
+    observed, unit = studentised(eigenvalues, forms)
+    limits = unit * np.array([np.quantile(null[:, 0], level / 2.0), np.quantile(null[:, 1], 1.0 - level / 2.0)])
+    return limits, monte_carlo_p_values(observed, null)
+
+
+def _rows(pairs: Eigenpairs) -> np.ndarray:
+    """The eigenvectors as rows, `[2, n]`."""
+    return np.asarray(pairs.eigenvectors).T
+
+
+def _forms(matrices: Matrices, vectors: np.ndarray) -> np.ndarray:
+    """The quadratic forms along each of the vectors, `[2, N]`."""
+    return np.stack([np.asarray(matrices.quadratic_forms(v), np.float64) for v in vectors])
+
+
+def redraws_of(num_episodes: int) -> int:
+    """How often actions are redrawn for the variance of quadratic forms: 500 episodes in all, and at least 8 times.
+
+    Args:
+        num_episodes: N.
+
+    Returns:
+        The number of draws.
+    """
+    return max(8, -(-500 // num_episodes))
 
 
 class _PolicySample:
@@ -177,13 +243,11 @@ class _PolicySample:
 
     def __init__(self, policy: Policy, episodes: Episodes, options: dict[str, Any], solver: dict[str, Any]):
         self._arguments = policy, episodes, options, solver
-        self._episodes = episodes
-        self._solver = solver
         self._hessian = PolicyHessian(policy, episodes, **options)
         self.num_episodes = episodes.num_episodes
 
     def extremes(self) -> Eigenpairs:
-        return eigsh(self._hessian, 2, "BE", **self._solver)
+        return eigsh(self._hessian, 2, "BE", **self._arguments[3])
 
     def quadratic_forms(self, vector: TensorLike) -> np.ndarray:
         return self._hessian.quadratic_forms(vector).numpy()
@@ -192,20 +256,33 @@ class _PolicySample:
         policy, episodes, options, solver = self._arguments
         return _PolicySample(policy, episodes.select(chosen), options, solver)
 
-    def signed_extremes(self, signs: np.ndarray) -> np.ndarray:
-        operator, shares = self._reweighted
-        shares.assign(self._episodes.episode_weights * signs)
-        return eigsh(operator, 2, "BE", **self._solver).eigenvalues
+    def redrawn(self, generator: np.random.Generator) -> _Redrawn:
+        operator, actions, draw = self._changeable
+        actions.assign(draw(tf.constant(generator.integers(2**31, size=2), tf.int32)))
+        return _Redrawn(operator, self._arguments[3])
 
     @functools.cached_property
-    def _reweighted(self) -> tuple[CurvatureOperator, tf.Variable]:
-        return self._hessian.reweighted()
+    def _changeable(self) -> tuple[ReturnHessian, tf.Variable, Callable[[tf.Tensor], tf.Tensor]]:
+        """The operator, its actions, and how they are drawn, compiled once."""
+        policy, episodes, _, _ = self._arguments
+        operator, actions = self._hessian.redrawn()
+        observations = tf.constant(episodes.observations.astype(policy.compute_dtype))
+        draw = tf.function(lambda seed: tf.cast(policy.sample(observations, seed), actions.dtype), autograph=False)
+        return operator, actions, draw
 
 
-def _interval(forms: np.ndarray, quantile: float) -> np.ndarray:
-    """The confidence interval of the mean of independent values."""
-    half = quantile * forms.std(ddof=1) / np.sqrt(len(forms))
-    return np.array([forms.mean() - half, forms.mean() + half])
+class _Redrawn:
+    """Episodes of a policy with other actions."""
+
+    def __init__(self, operator: ReturnHessian, solver: dict[str, Any]):
+        self._operator = operator
+        self._solver = solver
+
+    def extremes(self) -> Eigenpairs:
+        return eigsh(self._operator, 2, "BE", **self._solver)
+
+    def quadratic_forms(self, vector: TensorLike) -> np.ndarray:
+        return self._operator.quadratic_forms(vector).numpy()
 
 
-__all__ = ["ExtremeCurvature", "Sample", "assess", "extreme_curvature"]
+__all__ = ["ExtremeCurvature", "Matrices", "Sample", "assess", "extreme_curvature", "redraws_of"]

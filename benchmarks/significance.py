@@ -16,8 +16,8 @@ import pathlib
 import numpy as np
 import scipy.stats
 from _timing import table
-from tqdm import tqdm
 
+from tf_natgrad._progress import progress_bar
 from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
 from tf_natgrad.rl.significance import redraws_of
 
@@ -259,7 +259,10 @@ def main() -> None:
     arguments = parser.parse_args()
     problem = Problem()
     cells = [(count, noise, lengths) for count in COUNTS for lengths in LENGTHS for noise in NOISE]
-    rows = [row_of(problem, *cell, arguments.draws, arguments.seed) for cell in tqdm(cells, desc="cells", leave=False)]
+    rows = [
+        row_of(problem, *cell, arguments.draws, arguments.seed)
+        for cell in progress_bar(cells, desc="cells", leave=False)
+    ]
     with open(arguments.out, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

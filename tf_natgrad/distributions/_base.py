@@ -6,6 +6,7 @@ import abc
 
 import tensorflow as tf
 
+from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 
 
@@ -21,7 +22,10 @@ class Distribution(abc.ABC):
     """
 
     def __init__(self, parameters: TensorLike):
-        self.parameters = tf.convert_to_tensor(parameters)
+        expected = "a floating-point tensor [..., C]"
+        self.parameters = _checks.as_tensor("parameters", parameters, expected=expected)
+        if not self.parameters.dtype.is_floating or self.parameters.shape.rank == 0:
+            raise TypeError(_checks.message("parameters", _checks.described(self.parameters), expected))
 
     @property
     @abc.abstractmethod
@@ -69,15 +73,38 @@ class Distribution(abc.ABC):
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
         """`S v`: `[..., R] -> [..., C]`."""
+        vector = self._operand(vector, self.fisher_rank)
         return tf.einsum("...r,r...c->...c", vector, self.fisher_factor_columns())
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
         """`S^T v`: `[..., C] -> [..., R]`."""
+        vector = self._operand(vector, self.parameters.shape[-1])
         return tf.einsum("...c,r...c->...r", vector, self.fisher_factor_columns())
 
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
         """`L v = S S^T v`: `[..., C] -> [..., C]`."""
         return self.fisher_factor(self.fisher_factor_transpose(vector))
+
+    def _operand(self, vector: TensorLike, size: int) -> tf.Tensor:
+        """A vector for each distribution, `[..., size]`, looked at."""
+        vector = _checks.as_tensor("vector", vector, self.parameters.dtype)
+        batch = self.parameters.shape[:-1]
+        try:
+            if vector.shape.rank is not None:
+                tf.broadcast_static_shape(vector.shape, batch.concatenate(size))
+                vector.shape[-1:].assert_is_compatible_with([size])
+        except ValueError:
+            expected = f"shape {tuple(batch.concatenate(size))}"
+            raise ValueError(_checks.message("vector", f"shape {vector.shape}", expected)) from None
+        return vector
+
+    def _value(self, value: TensorLike) -> tf.Tensor:
+        """Labels as numbers; whether they fit is for losses to look at."""
+        return _checks.as_tensor("value", value)
+
+    def _same_kind(self, other: Distribution, kind: type[Distribution]) -> None:
+        """Refuses what a divergence cannot be taken to."""
+        _checks.check_instance("other", other, kind, f"a `{kind.__name__}`")
 
 
 def unit_columns(parameters: tf.Tensor) -> tf.Tensor:

@@ -191,6 +191,8 @@ def check_inputs(x: Any) -> None:
         ValueError: naming `x`.
     """
     tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(x)]
+    if not tensors:
+        raise ValueError(_checks.message("x", "nothing", "a batch of shape [N, ...]"))
     for tensor in tensors:
         if tensor.shape.rank == 0:
             raise ValueError(_checks.message("x", "a scalar", "a batch of shape [N, ...]"))
@@ -212,8 +214,82 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
         Tensors.
     """
     # Keras would take a list of two inputs for `(x, y)`.
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
-    return tf.nest.map_structure(tf.convert_to_tensor, x), None if y is None else tf.convert_to_tensor(y), sample_weight
+    data = data if isinstance(data, tuple) else (data,)
+    if not 1 <= len(data) <= 3:
+        raise ValueError(_checks.message("data", f"a tuple of {len(data)}", "`x`, `(x, y)` or `(x, y, sample_weight)`"))
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if sample_weight is not None:
+        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
+    return as_inputs(x), None if y is None else _checks.as_tensor("y", y), sample_weight
+
+
+def as_inputs(x: Any) -> Any:
+    """A model's inputs as tensors. Words are inputs too: a model may begin with a layer that reads them.
+
+    Args:
+        x: arrays, or a structure of them.
+
+    Returns:
+        Tensors in the same structure.
+
+    Raises:
+        TypeError: if one cannot be a tensor.
+    """
+
+    def converted(value: Any) -> tf.Tensor:
+        try:
+            return tf.convert_to_tensor(value)
+        except (TypeError, ValueError, tf.errors.OpError):
+            raise TypeError(_checks.message("x", _checks.described(value), "an array [N, ...]")) from None
+
+    return tf.nest.map_structure(converted, x)
+
+
+def fitting(model: ModelLike, x: Any) -> Any:
+    """A model's inputs, refused where they are not of the shape that a Functional or Sequential model was made for.
+
+    Args:
+        model: a Keras model.
+        x: tensors, examples first.
+
+    Returns:
+        `x`; in a graph that knows no shapes and is run on others, zeros in its place, beside a failed condition.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if words or complex numbers come where real numbers are expected.
+    """
+    inputs, given = getattr(model, "inputs", None), tf.nest.flatten(x)
+    if not inputs:
+        return x
+    if len(inputs) != 1 or len(given) != 1:
+        # Which is whose, Keras knows.
+        return x
+    (tensor,), wanted = given, inputs[0]
+    real = tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool
+    if not real and wanted.dtype not in (tensor.dtype.name, "string"):
+        raise TypeError(_checks.message("x", f"inputs of dtype {tensor.dtype.name}", f"inputs of dtype {wanted.dtype}"))
+    if getattr(wanted, "sparse", False) or getattr(wanted, "ragged", False) or tensor.shape.rank is None:
+        return x
+    expected, shape = list(wanted.shape), list(tensor.shape)
+    # Keras adds or takes away a last axis of one.
+    fits = any(
+        len(shape) == len(one) and all(a is None or b is None or a == b for a, b in zip(shape[1:], one[1:], strict=True))
+        for one in (expected, [*expected, 1], *([expected[:-1]] if expected[-1] == 1 else []))
+    )
+    expected = f"inputs of shape {tuple(expected)}, for which the model was made"
+    if not fits:
+        raise ValueError(_checks.message("x", f"inputs of shape {tensor.shape}", expected))
+    wanted = list(wanted.shape)
+    if len(shape) != len(wanted) or all(a is not None or b is None for a, b in zip(shape[1:], wanted[1:], strict=True)):
+        return x
+    actual = tf.shape(tensor)
+    sizes = tf.stack([actual[i] if not i or size is None else size for i, size in enumerate(wanted)])
+    same = tf.reduce_all(tf.equal(actual, sizes))
+    _checks.require(same, _checks.message("x", "inputs of another shape", expected))
+    # Nothing else fails before the condition does.
+    tensor = tf.cond(same, lambda: tensor, lambda: tf.zeros(sizes, tensor.dtype))
+    return tf.nest.pack_sequence_as(x, [tf.ensure_shape(tensor, [shape[0], *wanted[1:]])])
 
 
 class DataSet:
@@ -398,4 +474,4 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: TensorLike, dtype:
     return examples / (tf.cast(total, dtype) if tf.is_tensor(total) else tf.constant(total, dtype))
 
 
-__all__ = ["Batch", "DataSet", "MicroBatches", "check_inputs", "run_batch", "unpack"]
+__all__ = ["Batch", "DataSet", "MicroBatches", "as_inputs", "check_inputs", "fitting", "run_batch", "unpack"]

@@ -36,6 +36,8 @@ class Damped(CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
         if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
             _checks.check_number("damping", damping, minimum=0.0)
+        else:
+            _checks.check_scalar("damping", damping)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
             damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)

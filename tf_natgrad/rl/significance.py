@@ -13,8 +13,8 @@ from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator
 from tf_natgrad.rl.baselines import Baseline
-from tf_natgrad.rl.episodes import Episodes
-from tf_natgrad.rl.policies import Policy
+from tf_natgrad.rl.episodes import Episodes, check_episodes
+from tf_natgrad.rl.policies import Policy, check_policy
 from tf_natgrad.rl.policy_hessian import PolicyHessian
 from tf_natgrad.spectrum import Eigenpairs, eigsh
 
@@ -84,6 +84,9 @@ def extreme_curvature(
     Raises:
         ValueError: if there are fewer than 4 episodes, they are weighted, or a number is out of its range.
     """
+    check_policy(policy)
+    check_episodes(episodes)
+    _checks.check_seed("seed", seed)
     _checks.check_number("level", level, minimum=0.0, exclusive=True)
     if level >= 1.0:
         raise ValueError(_checks.message("level", level, "a number below 1"))

@@ -93,6 +93,8 @@ def eigsh(
         K. Wu, H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
         Appl. 22 (2000), algorithm 3.
     """
+    _checks.check_operator("operator", operator)
+    _checks.check_seed("seed", seed)
     n = operator.shape[-1]
     _checks.check_choice("which", which, _WHICH)
     _checks.check_choice("method", method, _METHODS)
@@ -108,7 +110,7 @@ def eigsh(
     generator = np.random.default_rng(seed)
     check_symmetry(operator, generator)
     start = generator.standard_normal(n) if v0 is None else v0
-    start = tf.convert_to_tensor(start, operator.dtype)
+    start = _checks.as_tensor("v0", start, operator.dtype)
     _checks.check_rank_one("v0", start, n)
     if not 0 < float(tf.norm(start)) < float("inf"):
         raise ValueError(_checks.message("v0", "zero, NaN or infinite values", "a finite vector other than zero"))

@@ -53,7 +53,16 @@ LOSSES = [
 ]
 
 # What no tensor of numbers can be made of.
-NOT_NUMBERS = [None, "x", ["a"] * EXAMPLES, np.array(["a"] * EXAMPLES), a_function, Unrelated(), {"a": 1}, [[1.0], [1.0, 2.0]]]
+NOT_NUMBERS = [
+    None,
+    "x",
+    ["a"] * EXAMPLES,
+    np.array(["a"] * EXAMPLES),
+    a_function,
+    Unrelated(),
+    {"a": 1},
+    [[1.0], [1.0, 2.0]],
+]
 COMPLEX = 1j * np.ones([EXAMPLES, WIDTH])
 
 
@@ -132,7 +141,8 @@ def vectors(size):
 
 def matrices(size):
     """Not a matrix `[size, k]` of float32."""
-    return vectors(size)[:-3] + [
+    return [
+        *vectors(size)[:-3],
         np.zeros(size, "float32"),
         np.zeros([size + 1, 2], "float32"),
         np.zeros([size, 1, 1], "float32"),

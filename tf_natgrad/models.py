@@ -13,6 +13,7 @@ from tf_natgrad import _checks
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood, likelihood_of
 from tf_natgrad.linearize import call_model, ensure_built
+from tf_natgrad.operators._batch import check_fits
 from tf_natgrad.optimizers import NaturalGradient
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.step import StepReport, kl_radius, restore, take
@@ -130,8 +131,15 @@ class NaturalGradientMixin:
             step = self.train_function
             # XLA drops assertions; there the count of steps left out tells.
             watched = self.jit_compile and natural.on_nonfinite == "raise"
+            known = None
 
             def train_function(iterator: Any) -> Any:
+                nonlocal known
+                specification = getattr(iterator, "element_spec", None)
+                if specification is not known:
+                    # A graph that was made for several shapes would fail in a layer's words.
+                    known = specification
+                    check_fits(self, keras.utils.unpack_x_y_sample_weight(specification)[0])
                 before = int(natural.skipped_steps) if watched else 0
                 with _checks.as_value_error():
                     logs = step(iterator)

@@ -260,7 +260,9 @@ class NaturalGradient(keras.optimizers.Optimizer):
         direction = [_checks.as_tensor("direction", d) for d in direction]
         for d, variable in zip(direction, variables, strict=True):
             if not d.shape.is_compatible_with(variable.shape):
-                raise ValueError(_checks.message("direction", f"shape {d.shape}", f"{tuple(variable.shape)}, as its variable"))
+                raise ValueError(
+                    _checks.message("direction", f"shape {d.shape}", f"{tuple(variable.shape)}, as its variable")
+                )
         self._takes_direction, self._decayed = True, decayed
         try:
             (through or self).apply(direction, variables)

@@ -88,7 +88,9 @@ class FlatParameters:
         tensors = [_checks.as_tensor("tensors", t, None if tf.is_tensor(t) else self.dtype) for t in tensors]
         for tensor, shape in zip(tensors, self.shapes, strict=True):
             if not tensor.shape.is_compatible_with(shape):
-                raise ValueError(_checks.message("tensors", f"one of shape {tensor.shape}", f"shape {shape} in its place"))
+                raise ValueError(
+                    _checks.message("tensors", f"one of shape {tensor.shape}", f"shape {shape} in its place")
+                )
         return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
 
     def unflatten(self, vector: TensorLike) -> list[tf.Tensor]:

@@ -21,11 +21,16 @@ class Distribution(abc.ABC):
         parameters: floating-point tensor `[..., C]`.
     """
 
+    # What the constructor's argument is called, for messages.
+    _argument = "parameters"
+
     def __init__(self, parameters: TensorLike):
         expected = "a floating-point tensor [..., C]"
-        self.parameters = _checks.as_tensor("parameters", parameters, expected=expected)
-        if not self.parameters.dtype.is_floating or self.parameters.shape.rank == 0:
-            raise TypeError(_checks.message("parameters", _checks.described(self.parameters), expected))
+        self.parameters = _checks.as_tensor(self._argument, parameters, expected=expected)
+        if not self.parameters.dtype.is_floating:
+            raise TypeError(_checks.message(self._argument, _checks.described(self.parameters), expected))
+        if self.parameters.shape.rank == 0:
+            raise ValueError(_checks.message(self._argument, "a scalar", expected))
 
     @property
     @abc.abstractmethod

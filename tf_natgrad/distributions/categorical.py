@@ -36,6 +36,8 @@ class CategoricalPd(Distribution):
         S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998).
     """
 
+    _argument = "logits"
+
     def __init__(self, logits: TensorLike):
         super().__init__(logits)
         if self.parameters.shape.rank in (None, 0) or (self.parameters.shape[-1] or 0) < 2:

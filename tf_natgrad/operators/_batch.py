@@ -245,51 +245,36 @@ def as_inputs(x: Any) -> Any:
     return tf.nest.map_structure(converted, x)
 
 
-def fitting(model: ModelLike, x: Any) -> Any:
-    """A model's inputs, refused where they are not of the shape that a Functional or Sequential model was made for.
+def check_fits(model: ModelLike, x: Any) -> None:
+    """Refuses inputs that are not of the shape that a Functional or Sequential model was made for.
 
     Args:
         model: a Keras model.
-        x: tensors, examples first.
-
-    Returns:
-        `x`; in a graph that knows no shapes and is run on others, zeros in its place, beside a failed condition.
+        x: tensors or their specifications, examples first.
 
     Raises:
         ValueError: if a shape does not fit.
         TypeError: if words or complex numbers come where real numbers are expected.
     """
     inputs, given = getattr(model, "inputs", None), tf.nest.flatten(x)
-    if not inputs:
-        return x
-    if len(inputs) != 1 or len(given) != 1:
-        # Which is whose, Keras knows.
-        return x
+    if not inputs or len(inputs) != 1 or len(given) != 1:
+        # Of several inputs Keras knows which is whose.
+        return
     (tensor,), wanted = given, inputs[0]
     real = tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool
     if not real and wanted.dtype not in (tensor.dtype.name, "string"):
         raise TypeError(_checks.message("x", f"inputs of dtype {tensor.dtype.name}", f"inputs of dtype {wanted.dtype}"))
     if getattr(wanted, "sparse", False) or getattr(wanted, "ragged", False) or tensor.shape.rank is None:
-        return x
-    expected, shape = list(wanted.shape), list(tensor.shape)
+        return
+    axes = list(wanted.shape[1:])
     # Keras adds or takes away a last axis of one.
-    fits = any(
-        len(shape) == len(one) and all(a is None or b is None or a == b for a, b in zip(shape[1:], one[1:], strict=True))
-        for one in (expected, [*expected, 1], *([expected[:-1]] if expected[-1] == 1 else []))
-    )
-    expected = f"inputs of shape {tuple(expected)}, for which the model was made"
-    if not fits:
-        raise ValueError(_checks.message("x", f"inputs of shape {tensor.shape}", expected))
-    wanted = list(wanted.shape)
-    if len(shape) != len(wanted) or all(a is not None or b is None for a, b in zip(shape[1:], wanted[1:], strict=True)):
-        return x
-    actual = tf.shape(tensor)
-    sizes = tf.stack([actual[i] if not i or size is None else size for i, size in enumerate(wanted)])
-    same = tf.reduce_all(tf.equal(actual, sizes))
-    _checks.require(same, _checks.message("x", "inputs of another shape", expected))
-    # Nothing else fails before the condition does.
-    tensor = tf.cond(same, lambda: tensor, lambda: tf.zeros(sizes, tensor.dtype))
-    return tf.nest.pack_sequence_as(x, [tf.ensure_shape(tensor, [shape[0], *wanted[1:]])])
+    allowed = [axes, [*axes, 1], *([axes[:-1]] if axes[-1:] == [1] else [])]
+    if not any(tensor.shape[1:].is_compatible_with(one) for one in allowed):
+        raise ValueError(
+            _checks.message(
+                "x", f"inputs of shape {tensor.shape}", f"shape {wanted.shape}, which the model was made for"
+            )
+        )
 
 
 class DataSet:
@@ -474,4 +459,4 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: TensorLike, dtype:
     return examples / (tf.cast(total, dtype) if tf.is_tensor(total) else tf.constant(total, dtype))
 
 
-__all__ = ["Batch", "DataSet", "MicroBatches", "as_inputs", "check_inputs", "fitting", "run_batch", "unpack"]
+__all__ = ["Batch", "DataSet", "MicroBatches", "as_inputs", "check_fits", "check_inputs", "run_batch", "unpack"]

@@ -14,7 +14,7 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, likelihood_of
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, FactoredRhs
-from tf_natgrad.operators._batch import Batch, DataSet, MicroBatches, fitting, run_batch, unpack
+from tf_natgrad.operators._batch import Batch, DataSet, MicroBatches, check_fits, run_batch, unpack
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
 
@@ -76,7 +76,7 @@ class ModelOperator(CurvatureOperator):
             )
         parts = DataSet(data, likelihood.reduction, progress) if is_data_set else None
         x, y, weights = unpack(next(iter(data)) if is_data_set else data)
-        x = fitting(model, x)
+        check_fits(model, x)
         weights = weights if sample_weight is None else sample_weight
         if self._has_labels and y is None:
             raise ValueError(
@@ -352,7 +352,9 @@ def _check_own(flat: FlatParameters, model: ModelLike) -> None:
     others = [v.name for v in flat.variables if id(v) not in own]
     if others:
         raise ValueError(
-            _checks.message("variables", f"{', '.join(others)}, not of this model", "some of `model.trainable_variables`")
+            _checks.message(
+                "variables", f"{', '.join(others)}, not of this model", "some of `model.trainable_variables`"
+            )
         )
 
 

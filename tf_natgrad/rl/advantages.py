@@ -58,7 +58,9 @@ def generalized_advantages(
     if rewards.ndim != 2:
         raise ValueError(_checks.message("rewards", f"shape {rewards.shape}", "shape [steps, environments]"))
     if not np.isfinite(rewards).all():
-        raise ValueError(_checks.message("rewards", "NaN or infinite values", "finite rewards", "Look at the environment."))
+        raise ValueError(
+            _checks.message("rewards", "NaN or infinite values", "finite rewards", "Look at the environment.")
+        )
     values, next_values = _checks.as_array("values", values), _checks.as_array("next_values", next_values)
     terminated, truncated = as_flags("terminated", terminated), as_flags("truncated", truncated)
     named = {"values": values, "next_values": next_values, "terminated": terminated, "truncated": truncated}

@@ -118,7 +118,9 @@ class Episodes:
         if rewards.ndim != 2:
             raise ValueError(_checks.message("rewards", f"shape {rewards.shape}", "shape [episodes, steps]"))
         count, steps = rewards.shape
-        lengths = np.full(count, steps) if lengths is None else _checks.as_array("lengths", lengths, "integers [N]", "iu")
+        lengths = (
+            np.full(count, steps) if lengths is None else _checks.as_array("lengths", lengths, "integers [N]", "iu")
+        )
         if lengths.shape != (count,) or (count and lengths.max() > steps):
             raise ValueError(
                 _checks.message("lengths", f"shape {lengths.shape}", f"[{count}] integers, at most {steps} each")
@@ -209,7 +211,12 @@ class Episodes:
         """
         expected = f"indices of episodes, -{self.num_episodes} to {self.num_episodes - 1}, at least one"
         chosen = _checks.as_array("chosen", chosen, expected, "iu")
-        if chosen.ndim != 1 or not chosen.size or chosen.min() < -self.num_episodes or chosen.max() >= self.num_episodes:
+        if (
+            chosen.ndim != 1
+            or not chosen.size
+            or chosen.min() < -self.num_episodes
+            or chosen.max() >= self.num_episodes
+        ):
             raise ValueError(_checks.message("chosen", _checks.described(chosen), expected))
         steps = np.concatenate([np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in chosen])
         rest = {name: getattr(self, name) for name in ("lengths", "terminated", "final_observations", "weights")}

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._planning import needs_plan, shapes_of, without_gram
 from tf_natgrad.errors import GramMismatchError
+from tf_natgrad.operators._batch import check_fits
 from tf_natgrad.solvers import Auto, Planned
 
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
@@ -56,6 +57,7 @@ class TrainFunction:
         self._model, self._natural = model, natural
         self._make_step, self._plan = make_step, plan
         self._step = make_step()
+        self._known: Any = None
         self._of_spec: dict[tuple, Callable] = {}
         self._largest: tuple[tf.TensorShape, ...] | None = None
         # XLA drops assertions; there the count of steps left out tells.
@@ -77,6 +79,11 @@ class TrainFunction:
             ValueError: if a batch is refused.
         """
         natural = self._natural
+        specification = getattr(iterator, "element_spec", None)
+        if specification is not self._known:
+            # A graph that was made for several shapes would fail in a layer's words.
+            self._known = specification
+            check_fits(self._model, keras.utils.unpack_x_y_sample_weight(specification)[0])
         before = int(natural.skipped_steps) if self._counts else 0
         with _checks.as_value_error():
             logs = self._planned_steps(iterator) if self._looks else self._step(iterator)

@@ -78,6 +78,9 @@ class StepLogger(keras.callbacks.Callback):
     def __init__(self, path: str | os.PathLike | None = None, every: int = 1, append: bool = False):
         super().__init__()
         _checks.check_number("every", every, minimum=1, integer=True)
+        _checks.check_flag("append", append)
+        if path is not None:
+            _checks.check_path("path", path)
         self.path = None if path is None else os.fspath(path)
         self.every = every
         self.append = append

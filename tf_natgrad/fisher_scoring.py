@@ -157,6 +157,9 @@ def fisher_scoring(
         Biometrika 74 (1987).
         R. S. Dembo, S. C. Eisenstat, T. Steihaug, "Inexact Newton methods", SIAM J. Numer. Anal. 19 (1982).
     """
+    _checks.check_model("model", model)
+    _checks.check_flag("progress", progress)
+    _checks.check_instance("line_search", line_search, LineSearch, "a `LineSearch`")
     _checks.check_number("damping", damping, minimum=0.0)
     _checks.check_number("max_iterations", max_iterations, minimum=0, integer=True)
     _checks.check_choice("solver", solver, ("auto", "dense", "cg"))
@@ -443,7 +446,7 @@ def _as_dataset(data: Any, sample_weight: TensorLike | None) -> tf.data.Dataset:
     weights = weights if sample_weight is None else sample_weight
     if y is None:
         raise ValueError(_checks.message("data", "inputs without labels", "`(x, y)` or a `tf.data.Dataset` of it"))
-    weights = None if weights is None else tf.convert_to_tensor(weights)
+    weights = None if weights is None else _checks.as_tensor("sample_weight", weights)
     _refuse_non_finite(x, y, weights)
     _refuse_no_weight([_weighs(weights)])
     parts = (x, y) if weights is None else (x, y, weights)
@@ -463,6 +466,8 @@ def _as_dataset(data: Any, sample_weight: TensorLike | None) -> tf.data.Dataset:
 def _refuse_non_finite(x: Any, y: Any, sample_weight: Any) -> None:
     for name, value in (("x", x), ("y", y), ("sample_weight", sample_weight)):
         tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(value) if t is not None]
+        if any(tensor.shape.rank == 0 for tensor in tensors):
+            raise ValueError(_checks.message(name, "a scalar", "an array [N, ...]"))
         if not _checks.is_finite(*tensors):
             raise ValueError(
                 _checks.message(name, "NaN or infinite values", "finite ones", "Clean the data before the fit.")

@@ -18,6 +18,7 @@ from tf_natgrad._planning import needs_plan, plan_solver, shapes_of, without_gra
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.errors import GramMismatchError
+from tf_natgrad.operators._batch import as_inputs
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
 from tf_natgrad.step import restore
@@ -74,18 +75,21 @@ def natural_gradient(
     References:
         S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998), theorem 1.
     """
+    _checks.check_model("model", model)
+    _checks.check_flag("training", training)
     solver = get(solver)
     known = not (tf.is_tensor(damping) or hasattr(damping, "assign"))
+    if not known:
+        _checks.check_scalar("damping", damping)
     if known or tf.executing_eagerly():
         value = damping if known else float(damping)
         _checks.check_number("damping", value, minimum=0.0, remedy="Pass `damping=0.1`, or 0 for the pseudo-inverse.")
     if not tf.executing_eagerly():
         result = batch_direction(model, loss, x, y, sample_weight, damping=damping, solver=solver, training=training)
         return result.value, result.info
-    x = tf.nest.map_structure(tf.convert_to_tensor, x)
-    y = tf.convert_to_tensor(y)
+    x, y = as_inputs(x), _checks.as_tensor("y", y)
     if sample_weight is not None:
-        sample_weight = tf.convert_to_tensor(sample_weight)
+        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
     is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
     kept = _kept_with(model)
     # A batch that is refused leaves no statistics behind.

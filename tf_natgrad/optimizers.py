@@ -95,8 +95,9 @@ class NaturalGradient(keras.optimizers.Optimizer):
         name: str = "natural_gradient",
         **kwargs: Any,
     ):
+        _check_keras_options(kwargs)
         adaptation = None
-        if not isinstance(damping, numbers.Real):
+        if not isinstance(damping, numbers.Real) or isinstance(damping, bool):
             adaptation = _option("damping", damping, LevenbergMarquardt)
             damping = adaptation.initial
         combines = isinstance(momentum, str)
@@ -147,8 +148,9 @@ class NaturalGradient(keras.optimizers.Optimizer):
                     "The Fisher of an accumulated batch is not the sum of what is accumulated; use a larger batch.",
                 )
             )
-        if isinstance(learning_rate, numbers.Real) and not isinstance(learning_rate, bool):
-            _checks.check_number("learning_rate", learning_rate, minimum=0.0)
+        # A schedule is callable; a dictionary is one as a saved model has it.
+        if not callable(learning_rate) and not isinstance(learning_rate, dict):
+            _checks.check_number("learning_rate", learning_rate, minimum=0.0, remedy="Or pass a schedule.")
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.adaptation = adaptation
@@ -249,6 +251,20 @@ class NaturalGradient(keras.optimizers.Optimizer):
             through: the optimizer that wraps this one (for loss scales, or beside others), if any.
             decayed: whether the weight decay of this step has been applied already.
         """
+        _checks.check_flag("decayed", decayed)
+        if through is not None:
+            _checks.check_instance("through", through, keras.optimizers.Optimizer, "a Keras optimizer")
+        variables = _check_variables(variables)
+        expected = f"{len(variables)} tensors, one for each variable"
+        direction = _checks.as_list("direction", direction, expected)
+        if len(direction) != len(variables):
+            raise ValueError(_checks.message("direction", f"{len(direction)} tensors", expected))
+        direction = [_checks.as_tensor("direction", d) for d in direction]
+        for d, variable in zip(direction, variables, strict=True):
+            if not d.shape.is_compatible_with(variable.shape):
+                raise ValueError(
+                    _checks.message("direction", f"shape {d.shape}", f"{tuple(variable.shape)}, as its variable")
+                )
         self._takes_direction, self._decayed = True, decayed
         try:
             (through or self).apply(direction, variables)
@@ -261,7 +277,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         Args:
             variables: the trainable variables.
         """
-        super()._apply_weight_decay(variables)
+        super()._apply_weight_decay(_check_variables(variables))
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         if not self._decayed:
@@ -309,9 +325,33 @@ def _number(variable: keras.Variable | None) -> float:
     return 0.0 if variable is None else float(variable)
 
 
+def _check_keras_options(options: dict[str, Any]) -> None:
+    """Refuses numbers and flags that Keras takes as they are and stumbles over in a step."""
+    for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
+        if options.get(name) is not None:
+            _checks.check_number(name, options[name], minimum=0.0, exclusive=name != "weight_decay")
+    if options.get("ema_overwrite_frequency") is not None:
+        _checks.check_number("ema_overwrite_frequency", options["ema_overwrite_frequency"], minimum=1, integer=True)
+    if "use_ema" in options:
+        _checks.check_flag("use_ema", options["use_ema"])
+    if "ema_momentum" in options:
+        _checks.check_number("ema_momentum", options["ema_momentum"], minimum=0.0)
+        if options["ema_momentum"] > 1.0:
+            raise ValueError(_checks.message("ema_momentum", options["ema_momentum"], "a number in [0, 1]"))
+
+
+def _check_variables(variables: Any) -> list[keras.Variable]:
+    expected = "a list of Keras variables"
+    variables = _checks.as_list("variables", variables, expected)
+    for variable in variables:
+        _checks.check_instance("variables", variable, keras.Variable, expected)
+    return variables
+
+
 def _option(argument: str, value: Any, kind: type) -> Any:
     """An object of a class, from itself or from its fields as a saved model has them."""
     if isinstance(value, dict):
+        _checks.check_fields(argument, value, kind)
         return kind(**value)
     if not isinstance(value, kind):
         expected = f"a `{kind.__name__}`" + (" or a number >= 0" if argument == "damping" else " or `None`")

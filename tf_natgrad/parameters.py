@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -28,10 +29,11 @@ class FlatParameters:
 
     Raises:
         ValueError: if there are no variables, or their dtypes differ or are not floating-point.
+        TypeError: if `variables` is no list of variables.
     """
 
     def __init__(self, variables: Sequence[keras.Variable]):
-        self.variables = tuple(variables)
+        self.variables = _as_variables(variables)
         if not self.variables:
             raise ValueError(
                 _checks.message(
@@ -73,7 +75,22 @@ class FlatParameters:
         return [v.value if isinstance(v, keras.Variable) else v for v in self.variables]
 
     def flatten(self, tensors: TensorList) -> tf.Tensor:
-        """Concatenates one tensor per variable into `[n]`."""
+        """Concatenates one tensor per variable into `[n]`.
+
+        Raises:
+            ValueError: if these are not as many tensors, of the variables' shapes.
+            TypeError: if they are no tensors of numbers.
+        """
+        expected = f"{len(self.variables)} tensors, one for each variable"
+        tensors = _checks.as_list("tensors", tensors, expected)
+        if len(tensors) != len(self.variables):
+            raise ValueError(_checks.message("tensors", f"{len(tensors)} of them", expected))
+        tensors = [_checks.as_tensor("tensors", t, None if tf.is_tensor(t) else self.dtype) for t in tensors]
+        for tensor, shape in zip(tensors, self.shapes, strict=True):
+            if not tensor.shape.is_compatible_with(shape):
+                raise ValueError(
+                    _checks.message("tensors", f"one of shape {tensor.shape}", f"shape {shape} in its place")
+                )
         return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
 
     def unflatten(self, vector: TensorLike) -> list[tf.Tensor]:
@@ -82,7 +99,7 @@ class FlatParameters:
         Raises:
             ValueError: if `vector` is not `[n]`.
         """
-        vector = tf.convert_to_tensor(vector, self.dtype)
+        vector = _checks.as_tensor("vector", vector, self.dtype)
         _checks.check_rank_one("vector", vector, self.size)
         parts = tf.split(vector, self.sizes)
         return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -99,6 +116,15 @@ class FlatParameters:
         """
         for variable, part in zip(self.variables, self.unflatten(vector), strict=True):
             variable.assign(part)
+
+
+def _as_variables(variables: Any) -> tuple[keras.Variable | tf.Variable, ...]:
+    """A list of variables, looked at; iterating over anything else would end in Python's or TensorFlow's words."""
+    expected = "a list of Keras or TensorFlow variables, such as `model.trainable_variables`"
+    found = tuple(_checks.as_list("variables", variables, expected))
+    for variable in found:
+        _checks.check_instance("variables", variable, keras.Variable | tf.Variable, expected)
+    return found
 
 
 __all__ = ["FlatParameters"]

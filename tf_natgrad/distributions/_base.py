@@ -25,9 +25,16 @@ class Distribution(abc.ABC):
 
     # D, where a value is `[..., D]`; `None` where that is not said.
     event_size: int | None = None
+    # What the constructor's argument is called, for messages.
+    _argument = "parameters"
 
     def __init__(self, parameters: TensorLike):
-        self.parameters = tf.convert_to_tensor(parameters)
+        expected = "a floating-point tensor [..., C]"
+        self.parameters = _checks.as_tensor(self._argument, parameters, expected=expected)
+        if not self.parameters.dtype.is_floating:
+            raise TypeError(_checks.message(self._argument, _checks.described(self.parameters), expected))
+        if self.parameters.shape.rank == 0:
+            raise ValueError(_checks.message(self._argument, "a scalar", expected))
 
     @property
     @abc.abstractmethod
@@ -93,15 +100,38 @@ class Distribution(abc.ABC):
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
         """`S v`: `[..., R] -> [..., C]`."""
+        vector = self._operand(vector, self.fisher_rank)
         return tf.einsum("...r,r...c->...c", vector, self.fisher_factor_columns())
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
         """`S^T v`: `[..., C] -> [..., R]`."""
+        vector = self._operand(vector, self.parameters.shape[-1])
         return tf.einsum("...c,r...c->...r", vector, self.fisher_factor_columns())
 
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
         """`L v = S S^T v`: `[..., C] -> [..., C]`."""
         return self.fisher_factor(self.fisher_factor_transpose(vector))
+
+    def _operand(self, vector: TensorLike, size: int) -> tf.Tensor:
+        """A vector for each distribution, `[..., size]`, looked at."""
+        vector = _checks.as_tensor("vector", vector, self.parameters.dtype)
+        batch = self.parameters.shape[:-1]
+        try:
+            if vector.shape.rank is not None:
+                tf.broadcast_static_shape(vector.shape, batch.concatenate(size))
+                vector.shape[-1:].assert_is_compatible_with([size])
+        except ValueError:
+            expected = f"shape {tuple(batch.concatenate(size))}"
+            raise ValueError(_checks.message("vector", f"shape {vector.shape}", expected)) from None
+        return vector
+
+    def _value(self, value: TensorLike) -> tf.Tensor:
+        """Labels as numbers; whether they fit is for losses to look at."""
+        return _checks.as_tensor("value", value)
+
+    def _same_kind(self, other: Distribution, kind: type[Distribution]) -> None:
+        """Refuses what a divergence cannot be taken to."""
+        _checks.check_instance("other", other, kind, f"a `{kind.__name__}`")
 
 
 def event_targets(value: TensorLike, parameters: tf.Tensor, size: int) -> tf.Tensor:

@@ -75,7 +75,7 @@ class BernoulliPd(Distribution):
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
         """Log-probability of zeros and ones (or of soft targets) `[..., D]`, summed over D."""
-        y = tf.cast(value, self.parameters.dtype)
+        y = tf.cast(self._value(value), self.parameters.dtype)
         return tf.reduce_sum(y * self._log_p() + (1.0 - y) * self._log_q(), -1)
 
     def entropy(self) -> tf.Tensor:
@@ -83,24 +83,26 @@ class BernoulliPd(Distribution):
         return -tf.reduce_sum(p * self._log_p() + q * self._log_q(), -1)
 
     def sample(self, seed: TensorLike) -> tf.Tensor:
+        _checks.check_words("seed", seed)
         p = self.probabilities
         return tf.cast(tf.random.stateless_uniform(tf.shape(p), seed, dtype=p.dtype) < p, p.dtype)
 
     def kl(self, other: BernoulliPd) -> tf.Tensor:
+        self._same_kind(other, BernoulliPd)
         p, q = self._p_and_q()
         return tf.reduce_sum(p * (self._log_p() - other._log_p()) + q * (self._log_q() - other._log_q()), -1)
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
-        return self._scale() * vector
+        return self._scale() * self._operand(vector, self.fisher_rank)
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
-        return self._scale() * vector
+        return self._scale() * self._operand(vector, self.fisher_rank)
 
     def fisher_factor_columns(self) -> tf.Tensor:
         return unit_columns(self.parameters) * self._scale()
 
     def score_factor(self, value: TensorLike) -> tf.Tensor:
-        y = tf.cast(value, self.parameters.dtype)
+        y = tf.cast(self._value(value), self.parameters.dtype)
         p, q = self._p_and_q()
         # p - y without the cancellation at p ~ 1 = y.
         return ((1.0 - y) * p - y * q) / self._deviation()

@@ -39,6 +39,8 @@ class CategoricalPd(Distribution):
         S. Amari, "Natural gradient works efficiently in learning", Neural Computation 10 (1998).
     """
 
+    _argument = "logits"
+
     def __init__(self, logits: TensorLike):
         super().__init__(logits)
         if self.parameters.shape.rank in (None, 0) or (self.parameters.shape[-1] or 0) < 2:
@@ -104,24 +106,29 @@ class CategoricalPd(Distribution):
         return -tf.reduce_sum(tf.math.multiply_no_nan(self.log_probabilities, self.probabilities), -1)
 
     def sample(self, seed: TensorLike) -> tf.Tensor:
+        _checks.check_words("seed", seed)
         shape = tf.shape(self.parameters)
         flat = tf.reshape(self.log_probabilities, [-1, shape[-1]])
         return tf.reshape(tf.random.stateless_categorical(flat, 1, seed), shape[:-1])
 
     def kl(self, other: CategoricalPd) -> tf.Tensor:
+        self._same_kind(other, CategoricalPd)
         difference = self.log_probabilities - other.log_probabilities
         return tf.reduce_sum(tf.math.multiply_no_nan(difference, self.probabilities), -1)
 
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
+        vector = self._operand(vector, self.parameters.shape[-1])
         return self.probabilities * self._centre_transpose(vector)
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
+        vector = self._operand(vector, self.fisher_rank)
         s = self._root()
         scaled = s[..., :-1] * vector
         last = -tf.reduce_sum(scaled, -1, keepdims=True) * _reflection(s)
         return self._centre(tf.concat([scaled, last], -1))
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
+        vector = self._operand(vector, self.parameters.shape[-1])
         s = self._root()
         centred = self._centre_transpose(vector)
         return s[..., :-1] * (centred[..., :-1] - _reflection(s) * centred[..., -1:])
@@ -173,7 +180,7 @@ class CategoricalPd(Distribution):
 
     def _targets(self, value: TensorLike) -> tf.Tensor:
         """Targets `[..., C]`, from class indices or as they are."""
-        value = tf.convert_to_tensor(value)
+        value = self._value(value)
         if value.shape.rank == self.parameters.shape.rank:
             return tf.cast(value, self.parameters.dtype)
         return tf.one_hot(tf.cast(value, tf.int32), self.parameters.shape[-1], dtype=self.parameters.dtype)
@@ -209,14 +216,17 @@ class ProbabilitiesPd(CategoricalPd):
         return self.parameters / tf.reduce_sum(self.parameters, -1, keepdims=True)
 
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
+        vector = self._operand(vector, self.parameters.shape[-1])
         return vector / tf.square(self._root()) - tf.reduce_sum(vector, -1, keepdims=True)
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
+        vector = self._operand(vector, self.fisher_rank)
         s = self._root()
         total = tf.reduce_sum(s[..., :-1] * vector, -1, keepdims=True) / (1.0 + s[..., -1:])
         return tf.concat([vector / s[..., :-1], -total / s[..., -1:]], -1) - total
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
+        vector = self._operand(vector, self.parameters.shape[-1])
         s = self._root()
         total = tf.reduce_sum(vector, -1, keepdims=True) + vector[..., -1:] / s[..., -1:]
         return vector[..., :-1] / s[..., :-1] - s[..., :-1] * total / (1.0 + s[..., -1:])

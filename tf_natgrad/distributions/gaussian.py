@@ -42,19 +42,21 @@ class _NormalPd(Distribution):
         return tf.reduce_sum(self.log_std + 0.5 * (1.0 + _LOG_2_PI) + tf.zeros_like(self.mean), -1)
 
     def sample(self, seed: TensorLike) -> tf.Tensor:
+        _checks.check_words("seed", seed)
         noise = tf.random.stateless_normal(tf.shape(self.mean), seed, dtype=self.mean.dtype)
         return self.mean + tf.exp(self.log_std) * noise
 
     def kl(self, other: _NormalPd) -> tf.Tensor:
+        self._same_kind(other, _NormalPd)
         log_ratio = self.log_std - other.log_std
         shift = (self.mean - other.mean) * tf.exp(-other.log_std)
         return tf.reduce_sum(0.5 * (tf.square(shift) + tf.math.expm1(2.0 * log_ratio)) - log_ratio, -1)
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
-        return self._diagonal() * vector
+        return self._diagonal() * self._operand(vector, self.fisher_rank)
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
-        return self._diagonal() * vector
+        return self._diagonal() * self._operand(vector, self.fisher_rank)
 
     def fisher_factor_columns(self) -> tf.Tensor:
         return unit_columns(self.parameters) * self._diagonal()
@@ -64,7 +66,7 @@ class _NormalPd(Distribution):
         return self.parameters.shape[-1]
 
     def _standardised(self, value: TensorLike) -> tf.Tensor:
-        return (tf.cast(value, self.parameters.dtype) - self.mean) * tf.exp(-self.log_std)
+        return (tf.cast(self._value(value), self.parameters.dtype) - self.mean) * tf.exp(-self.log_std)
 
     def _diagonal(self) -> tf.Tensor:
         """The diagonal of `S`, broadcastable to `parameters`."""

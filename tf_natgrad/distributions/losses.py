@@ -60,6 +60,7 @@ class Likelihood:
                     "Concatenate the outputs, or train the heads one by one.",
                 )
             )
+        outputs = outputs if tf.is_tensor(outputs) else _checks.as_tensor("outputs", outputs)
         if outputs.shape.rank is None or outputs.shape.rank < 2 or outputs.shape[-1] is None:
             raise ValueError(
                 _checks.message("model", f"outputs of shape {outputs.shape}", "outputs of shape [batch, ..., C]")
@@ -72,7 +73,8 @@ class Likelihood:
         Raises:
             ValueError: if its shape or its labels do not fit the distribution.
         """
-        targets = self.make_targets(y, pd)
+        _checks.check_instance("pd", pd, Distribution, "a `Distribution`")
+        targets = self.make_targets(_checks.as_tensor("y", y), pd)
         _require_same_batch("y", targets, pd)
         return targets
 
@@ -122,6 +124,7 @@ class Likelihood:
         Raises:
             ValueError: if the weights have a wrong shape, or one is negative.
         """
+        _checks.check_instance("pd", pd, Distribution, "a `Distribution`")
         dtype = pd.parameters.dtype
         shape = tf.shape(pd.parameters)[:-1]
         weights = tf.ones(shape, dtype)
@@ -132,7 +135,7 @@ class Likelihood:
             if self.reduction in _MEAN_REDUCTIONS:
                 count = tf.reduce_sum(weights)
         if sample_weight is not None:
-            given = self._per_position(tf.cast(sample_weight, dtype), pd)
+            given = self._per_position(tf.cast(_checks.as_tensor("sample_weight", sample_weight), dtype), pd)
             _require_same_batch("sample_weight", given, pd)
             _checks.require_finite("sample_weight", "finite weights >= 0", given)
             # What is not finite was seen to, or the batch is to be left out.

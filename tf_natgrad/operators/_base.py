@@ -175,6 +175,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         """
         del adjoint
         x = self._as_operand("x", x)
+        _checks.check_flag("adjoint_arg", adjoint_arg)
         if x.shape.rank != 2 or not x.shape[int(adjoint_arg) :][:1].is_compatible_with([self._flat.size]):
             raise ValueError(_checks.message("x", f"shape {tuple(x.shape)}", f"shape [{self._flat.size}, k]"))
         # As einsum: a tall thin transpose is faster there than by `tf.transpose`.
@@ -213,12 +214,17 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         return over_units(self._products, self._flat.size, self.dtype)
 
     def _check_dense_memory(self, limit: int) -> None:
+        _checks.check_number("memory_limit", limit, minimum=0)
         needed = self._flat.size**2 * self.dtype.size
         if needed > limit:
             raise ValueError(
-                f"A dense matrix of {self._flat.size:,} x {self._flat.size:,} takes {needed / 2**30:.1f} GiB; "
-                f"`memory_limit` is {limit / 2**30:.1f} GiB. Use `solvers.Gram()` or `solvers.ConjugateGradient()`, "
-                "which never form it, or raise `memory_limit`."
+                _checks.message(
+                    "memory_limit",
+                    f"{limit / 2**30:.1f} GiB",
+                    f"more: a dense matrix of {self._flat.size:,} x {self._flat.size:,} takes {needed / 2**30:.1f} GiB",
+                    "Use `solvers.Gram()` or `solvers.ConjugateGradient()`, which never form it, or raise "
+                    "`memory_limit`.",
+                )
             )
 
     @_plain_python
@@ -284,7 +290,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
             raise TypeError(
                 _checks.message(argument, f"dtype {x.dtype.name}", f"dtype {self.dtype.name}", "Cast it first.")
             )
-        return tf.convert_to_tensor(x, self.dtype)
+        return _checks.as_tensor(argument, x, self.dtype)
 
     # What `tf.linalg.LinearOperator` asks of a subclass.
 

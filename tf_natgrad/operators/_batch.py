@@ -217,6 +217,8 @@ def check_inputs(x: Any) -> None:
         ValueError: naming `x`.
     """
     tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(x)]
+    if not tensors:
+        raise ValueError(_checks.message("x", "nothing", "a batch of shape [N, ...]"))
     for tensor in tensors:
         if tensor.shape.rank == 0:
             raise ValueError(_checks.message("x", "a scalar", "a batch of shape [N, ...]"))
@@ -238,8 +240,67 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
         Tensors.
     """
     # Keras would take a list of two inputs for `(x, y)`.
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data if isinstance(data, tuple) else (data,))
-    return tf.nest.map_structure(tf.convert_to_tensor, x), None if y is None else tf.convert_to_tensor(y), sample_weight
+    data = data if isinstance(data, tuple) else (data,)
+    if not 1 <= len(data) <= 3:
+        raise ValueError(_checks.message("data", f"a tuple of {len(data)}", "`x`, `(x, y)` or `(x, y, sample_weight)`"))
+    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if sample_weight is not None:
+        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
+    return as_inputs(x), None if y is None else _checks.as_tensor("y", y), sample_weight
+
+
+def as_inputs(x: Any) -> Any:
+    """A model's inputs as tensors. Words are inputs too: a model may begin with a layer that reads them.
+
+    Args:
+        x: arrays, or a structure of them.
+
+    Returns:
+        Tensors in the same structure.
+
+    Raises:
+        TypeError: if one cannot be a tensor.
+    """
+
+    def converted(value: Any) -> tf.Tensor:
+        try:
+            return tf.convert_to_tensor(value)
+        except (TypeError, ValueError, tf.errors.OpError):
+            raise TypeError(_checks.message("x", _checks.described(value), "an array [N, ...]")) from None
+
+    return tf.nest.map_structure(converted, x)
+
+
+def check_fits(model: ModelLike, x: Any) -> None:
+    """Refuses inputs that are not of the shape that a Functional or Sequential model was made for.
+
+    Args:
+        model: a Keras model.
+        x: tensors or their specifications, examples first.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if words or complex numbers come where real numbers are expected.
+    """
+    inputs, given = getattr(model, "inputs", None), tf.nest.flatten(x)
+    if not inputs or len(inputs) != 1 or len(given) != 1:
+        # Of several inputs Keras knows which is whose.
+        return
+    (tensor,), wanted = given, inputs[0]
+    real = tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool
+    if not real and wanted.dtype not in (tensor.dtype.name, "string"):
+        raise TypeError(_checks.message("x", f"inputs of dtype {tensor.dtype.name}", f"inputs of dtype {wanted.dtype}"))
+    if getattr(wanted, "sparse", False) or getattr(wanted, "ragged", False) or tensor.shape.rank is None:
+        return
+    axes = list(wanted.shape[1:])
+    # Keras adds or takes away a last axis of one.
+    allowed = [axes, [*axes, 1], *([axes[:-1]] if axes[-1:] == [1] else [])]
+    if not any(tensor.shape[1:].is_compatible_with(one) for one in allowed):
+        raise ValueError(
+            _checks.message(
+                "x", f"inputs of shape {tensor.shape}", f"shape {wanted.shape}, which the model was made for"
+            )
+        )
 
 
 class DataSet:
@@ -437,4 +498,4 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: 
     return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
 
 
-__all__ = ["Batch", "DataSet", "MicroBatches", "check_inputs", "run_batch", "unpack"]
+__all__ = ["Batch", "DataSet", "MicroBatches", "as_inputs", "check_fits", "check_inputs", "run_batch", "unpack"]

@@ -14,7 +14,7 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, likelihood_of
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, FactoredRhs
-from tf_natgrad.operators._batch import Batch, DataSet, MicroBatches, run_batch, unpack
+from tf_natgrad.operators._batch import Batch, DataSet, MicroBatches, check_fits, run_batch, unpack
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
 
@@ -56,7 +56,10 @@ class ModelOperator(CurvatureOperator):
         progress: bool = False,
         micro_batch_size: int | None = None,
     ):
+        _checks.check_model("model", model)
         likelihood = likelihood_of(loss)
+        _checks.check_flag("training", training)
+        _checks.check_flag("progress", progress)
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         is_data_set = isinstance(data, tf.data.Dataset)
@@ -73,6 +76,7 @@ class ModelOperator(CurvatureOperator):
             )
         parts = DataSet(data, likelihood.reduction, progress) if is_data_set else None
         x, y, weights = unpack(next(iter(data)) if is_data_set else data)
+        check_fits(model, x)
         weights = weights if sample_weight is None else sample_weight
         if self._has_labels and y is None:
             raise ValueError(
@@ -96,6 +100,8 @@ class ModelOperator(CurvatureOperator):
             )
             flat = batch.linearization.flat_parameters
             self._adopt(batch, 0)
+        if variables is not None:
+            _check_own(flat, model)
         super().__init__(flat, name=type(self).__name__)
         self._source = _Source(model, likelihood, parts, batch)
 
@@ -357,6 +363,18 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         middle, rank = (tf.shape(z)[1:1], 2) if factor.is_pooled else (tf.shape(z)[1:-1], z.shape.rank)
         shape = tf.concat([middle, [factor.rank], tf.shape(z)[:1]], 0)
         return tf.transpose(tf.reshape(tf.cast(vector, z.dtype), shape), [rank - 1, *range(rank - 1)])
+
+
+def _check_own(flat: FlatParameters, model: ModelLike) -> None:
+    """Refuses variables of other models: the matrix would be zero along them."""
+    own = {id(t) for v in model.variables for t in (v, v.value)}
+    others = [v.name for v in flat.variables if id(v) not in own]
+    if others:
+        raise ValueError(
+            _checks.message(
+                "variables", f"{', '.join(others)}, not of this model", "some of `model.trainable_variables`"
+            )
+        )
 
 
 class _Source:

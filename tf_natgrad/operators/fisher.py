@@ -68,6 +68,8 @@ class Fisher(FactoredModelOperator):
         _checks.check_number("mc_samples", mc_samples, minimum=1, integer=True)
         if not tf.is_tensor(seed):
             _checks.check_number("seed", seed, integer=True)
+        elif not seed.dtype.is_integer or seed.shape.rank not in (0, None):
+            raise TypeError(_checks.message("seed", _checks.described(seed), "an integer, or a scalar tensor of one"))
         self._kind, self._seed, self._mc_samples = kind, seed, mc_samples
         super().__init__(model, loss, data, **options)
 

@@ -69,6 +69,10 @@ class GaussNewton(ModelOperator):
 
     _has_labels = True
 
+    def _adopt(self, batch: Batch, index: tf.Tensor | int) -> None:
+        # Labels are refused here, and not at the first product.
+        batch.targets()
+
     def _batch_product(self, batch: Batch, vector: tf.Tensor) -> tf.Tensor:
         image = batch.linearization.jvp(self._flat.unflatten(vector))
         z = batch.pd.parameters

@@ -95,6 +95,8 @@ class ReturnHessian(CurvatureOperator):
         if not adjoint or self.is_self_adjoint:
             return super().matmul(x, adjoint_arg=adjoint_arg, name=name)
         x = self._as_operand("x", x)
+        if x.shape.rank != 2:
+            raise ValueError(_checks.message("x", f"shape {tuple(x.shape)}", f"shape [{self._flat.size}, k]"))
         columns = x if adjoint_arg else tf.transpose(x)
         return tf.stack([self.matvec(c, adjoint=True, name=name) for c in tf.unstack(columns)], 1)
 
@@ -166,16 +168,22 @@ class ScoreFunctionHessian(ReturnHessian):
         model: ModelLike | None = None,
     ):
         _checks.check_choice("estimator", estimator, ESTIMATORS)
+        _checks.check_instance("log_prob", log_prob, Callable, "a function without arguments")
+        if model is not None:
+            _checks.check_model("model", model)
         flat = FlatParameters(variables)
         with tf.GradientTape(persistent=True) as outer:
             with tf.GradientTape(persistent=True) as tape:
-                log_probs = log_prob()
+                log_probs = _checks.as_tensor("log_prob()", log_prob())
             _checks.check_rank_one("log_prob()", log_probs, None)
             steps = log_probs.shape[0]
-            weights = tf.cast(tf.convert_to_tensor(weights), flat.dtype)
+            weights = tf.cast(_checks.as_tensor("weights", weights), flat.dtype)
             _checks.check_rank_one("weights", weights, steps)
             _checks.require_finite("weights", "finite weights", weights)
-            ids = tf.cast(tf.convert_to_tensor(episode_ids), tf.int32)
+            ids = _checks.as_tensor("episode_ids", episode_ids)
+            if not ids.dtype.is_integer:
+                raise TypeError(_checks.message("episode_ids", f"dtype {ids.dtype.name}", "integers"))
+            ids = tf.cast(ids, tf.int32)
             _checks.check_rank_one("episode_ids", ids, steps)
             _checks.require(
                 tf.reduce_all((ids[1:] - ids[:-1] >= 0) & (ids[1:] - ids[:-1] <= 1)) & (ids[0] == 0),
@@ -185,7 +193,7 @@ class ScoreFunctionHessian(ReturnHessian):
             if episode_weights is None:
                 shares = tf.ones([episodes], flat.dtype) / tf.cast(episodes, flat.dtype)
             else:
-                shares = tf.cast(tf.convert_to_tensor(episode_weights), flat.dtype)
+                shares = tf.cast(_checks.as_tensor("episode_weights", episode_weights), flat.dtype)
                 _checks.check_rank_one("episode_weights", shares, episodes if isinstance(episodes, int) else None)
                 _checks.require_finite("episode_weights", "finite weights", shares)
             scaled = weights * tf.gather(shares, ids)

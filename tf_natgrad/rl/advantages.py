@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tf_natgrad import _checks
-from tf_natgrad.rl.episodes import check_gamma
+from tf_natgrad.rl.episodes import as_flags, check_gamma
 
 
 def generalized_advantages(
@@ -54,16 +54,21 @@ def generalized_advantages(
     """
     check_gamma(gamma)
     check_gae_lambda(gae_lambda)
-    rewards = np.asarray(rewards, np.float64)
+    rewards = _checks.as_array("rewards", rewards).astype(np.float64)
     if rewards.ndim != 2:
         raise ValueError(_checks.message("rewards", f"shape {rewards.shape}", "shape [steps, environments]"))
+    if not np.isfinite(rewards).all():
+        raise ValueError(
+            _checks.message("rewards", "NaN or infinite values", "finite rewards", "Look at the environment.")
+        )
+    values, next_values = _checks.as_array("values", values), _checks.as_array("next_values", next_values)
+    terminated, truncated = as_flags("terminated", terminated), as_flags("truncated", truncated)
     named = {"values": values, "next_values": next_values, "terminated": terminated, "truncated": truncated}
     for name, array in named.items():
         if np.shape(array) != rewards.shape:
             raise ValueError(_checks.message(name, f"shape {np.shape(array)}", f"{rewards.shape}, as the rewards have"))
-    values, next_values = np.asarray(values, np.float64), np.asarray(next_values, np.float64)
-    terminated = np.asarray(terminated, bool)
-    going_on = ~(terminated | np.asarray(truncated, bool))
+    values, next_values = values.astype(np.float64), next_values.astype(np.float64)
+    going_on = ~(terminated | truncated)
     deltas = rewards + gamma * np.where(terminated, 0.0, next_values) - values
     decay = gamma * gae_lambda * going_on
     advantages, later = np.empty_like(deltas), np.zeros(rewards.shape[1])

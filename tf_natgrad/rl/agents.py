@@ -171,9 +171,8 @@ class NaturalPolicyGradient:
             elif name == "gae_lambda":
                 check_gae_lambda(value)
                 value = float(value)
-            elif not isinstance(value, bool | np.bool_):
-                raise TypeError(_checks.message(name, f"{value!r} ({type(value).__name__})", "True or False"))
             else:
+                _checks.check_flag(name, value)
                 value = bool(value)
             setattr(self, name, value)
 
@@ -199,6 +198,7 @@ class NaturalPolicyGradient:
         policy.check_action_space(self.action_space)
         if value_network is None:
             value_network = default_value_network(self.observation_space, **options)
+        _checks.check_model("value_network", value_network)
         for name, network in (("policy", policy), ("value_network", value_network)):
             self._fit_to_observations(name, network)
         self.policy = policy
@@ -287,7 +287,14 @@ class NaturalPolicyGradient:
         """
         _checks.check_number("total_steps", total_steps, minimum=0, integer=True)
         _checks.check_number("checkpoint_every", checkpoint_every, minimum=1, integer=True)
-        callbacks = [callbacks] if callable(callbacks) else callbacks
+        _checks.check_flag("progress", progress)
+        for name, path in (("log_path", log_path), ("tensorboard", tensorboard), ("checkpoint", checkpoint)):
+            if path is not None:
+                _checks.check_path(name, path)
+        expected = "one or several functions of `(agent, record)`"
+        callbacks = [callbacks] if callable(callbacks) else _checks.as_list("callbacks", callbacks, expected)
+        for callback in callbacks:
+            _checks.check_instance("callbacks", callback, Callable, expected)
         saved_at = self.updates
         with (
             vector_environment(self._env, self.n_envs) as env,
@@ -401,10 +408,15 @@ class NaturalPolicyGradient:
         Raises:
             ValueError: if the shape is neither that of an observation nor that of a batch.
         """
-        observation = np.asarray(observation, self.policy.compute_dtype)
+        _checks.check_flag("deterministic", deterministic)
+        if seed is not None:
+            _checks.check_seed("seed", seed)
+        observation = _checks.as_array("observation", observation).astype(self.policy.compute_dtype)
         shape = self.observation_space.shape
         single = observation.shape == shape
-        if not single and observation.shape[1:] != shape:
+        if not np.isfinite(observation).all():
+            raise ValueError(_checks.message("observation", "NaN or infinite values", "finite numbers"))
+        if not single and (observation.shape[1:] != shape or not observation.size):
             raise ValueError(
                 _checks.message("observation", f"shape {observation.shape}", f"shape {shape}, or a batch of them")
             )
@@ -452,7 +464,11 @@ class NaturalPolicyGradient:
 
         Args:
             path: of the file.
+
+        Raises:
+            TypeError: if `path` is no path.
         """
+        _checks.check_path("path", path)
         description = {
             "class": type(self).__name__,
             "env": self._env if isinstance(self._env, str) else None,
@@ -480,6 +496,7 @@ class NaturalPolicyGradient:
             ValueError: if the file is damaged, is another agent's, or needs `env`.
             FileNotFoundError: if there is none.
         """
+        _checks.check_path("path", path)
         description, arrays = read_checkpoint(path)
         if description.get("class") != cls.__name__:
             raise ValueError(

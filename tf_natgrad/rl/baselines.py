@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from tf_natgrad import _checks
-from tf_natgrad.rl.episodes import Episodes, check_gamma
+from tf_natgrad.operators.score_function import ESTIMATORS
+from tf_natgrad.rl.episodes import Episodes, check_episodes, check_gamma
 
 Baseline = Any
 _NAMES = ("leave_one_out", "time", "value")
@@ -41,6 +42,8 @@ def step_weights(episodes: Episodes, estimator: str, baseline: Baseline, gamma: 
     Raises:
         ValueError: if the baseline is unknown, or needs more episodes or equal weights.
     """
+    check_episodes(episodes)
+    _checks.check_choice("estimator", estimator, ESTIMATORS)
     check_gamma(gamma)
     discount = np.power(float(gamma), episodes.times)
     to_go = episodes.rewards_to_go(gamma)
@@ -61,11 +64,14 @@ def step_weights(episodes: Episodes, estimator: str, baseline: Baseline, gamma: 
         else:
             return weights - _leave_one_out(episodes, to_go, whole)
     elif callable(baseline):
-        values = np.asarray(baseline(episodes.observations, episodes.times), np.float64)
+        values = _checks.as_array("baseline", baseline(episodes.observations, episodes.times), "numbers [M]")
+        values = values.astype(np.float64)
         if values.shape != (episodes.num_steps,):
             raise ValueError(
                 _checks.message("baseline", f"values of shape {values.shape}", f"shape [{episodes.num_steps}]")
             )
+        if not np.isfinite(values).all():
+            raise ValueError(_checks.message("baseline", "values that are not finite", "finite ones"))
     else:
         _checks.check_number("baseline", baseline)
         values = np.full(episodes.num_steps, float(baseline))

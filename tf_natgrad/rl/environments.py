@@ -35,7 +35,7 @@ def vector_environment(env: Any, num_envs: int) -> Iterator[Any]:
     if made:
         name = env
         make = (lambda: gym.make(name)) if isinstance(name, str) else name
-        env = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=same_step)
+        env = _made(gym, make, num_envs)
     try:
         if not isinstance(env, gym.vector.VectorEnv):
             raise ValueError(
@@ -101,6 +101,22 @@ class _CopiesFinalObservations:
         if terminated or truncated:
             observation = copy.deepcopy(observation)
         return observation, reward, terminated, truncated, info
+
+
+def _made(gym: Any, make: Any, num_envs: int) -> Any:
+    """A vector environment of several that are made here."""
+    expected = "the name of a registered environment, or a function that makes one"
+
+    def checked() -> Any:
+        try:
+            env = make()
+        except gym.error.Error as error:
+            raise ValueError(_checks.message("env", str(error), expected)) from error
+        if not isinstance(env, gym.Env):
+            raise TypeError(_checks.message("env", f"a function that returned {_checks.described(env)}", expected))
+        return env
+
+    return gym.vector.SyncVectorEnv([checked] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
 def check_spaces(observations: Any, actions: Any) -> None:

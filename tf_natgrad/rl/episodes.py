@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import zipfile
 from typing import Any
 
 import numpy as np
 
 from tf_natgrad import _checks
 
+# What each array may hold: NumPy's letters, and words.
+_KINDS = {
+    "observations": ("biuf", "numbers [M, ...]"),
+    "actions": ("biuf", "numbers [M] or [M, D]"),
+    "rewards": ("biuf", "numbers [M]"),
+    "lengths": ("iu", "integers [N]"),
+    "terminated": ("b", "booleans [N]"),
+    "final_observations": ("biuf", "numbers [N, ...]"),
+    "weights": ("biuf", "numbers [N]"),
+}
 _ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "final_observations", "weights")
 
 
@@ -44,6 +55,12 @@ class Episodes:
     weights: np.ndarray | None = None
 
     def __post_init__(self):
+        for name, (kinds, expected) in _KINDS.items():
+            if getattr(self, name) is not None or name not in ("final_observations", "weights"):
+                array = _checks.as_array(name, getattr(self, name), expected, kinds)
+                if array.ndim < 1 or (array.ndim > 1 and name in ("lengths", "terminated", "weights")):
+                    raise ValueError(_checks.message(name, f"shape {array.shape}", expected))
+                object.__setattr__(self, name, array)
         if len(self.lengths) == 0 or np.min(self.lengths) < 1:
             which = "no episodes" if len(self.lengths) == 0 else f"an empty episode (number {np.argmin(self.lengths)})"
             raise ValueError(_checks.message("lengths", which, "at least one step in each episode", "Leave it out."))
@@ -55,7 +72,8 @@ class Episodes:
                 )
         if np.ndim(self.rewards) != 1:
             raise ValueError(_checks.message("rewards", f"shape {np.shape(self.rewards)}", "one number per step"))
-        for name, expected in (("rewards", "finite rewards"), ("weights", "finite weights")):
+        for name in ("observations", "actions", "rewards", "final_observations", "weights"):
+            expected = f"finite {name.replace('_', ' ')}"
             values = getattr(self, name)
             if values is not None and not np.all(np.isfinite(values)):
                 raise ValueError(_checks.message(name, "NaN or infinite values", expected, "Look at the environment."))
@@ -65,6 +83,10 @@ class Episodes:
                 raise ValueError(
                     _checks.message(name, f"{len(values)} entries", f"{len(self.lengths)}, one an episode")
                 )
+        last = self.final_observations
+        if last is not None and last.shape[1:] != self.observations.shape[1:]:
+            expected = f"shape [N, ...] of observations {self.observations.shape[1:]}"
+            raise ValueError(_checks.message("final_observations", f"shape {last.shape}", expected))
 
     @classmethod
     def from_arrays(
@@ -92,11 +114,13 @@ class Episodes:
         Raises:
             ValueError: if shapes do not fit; see the class.
         """
-        rewards = np.asarray(rewards, np.float64)
+        rewards = _checks.as_array("rewards", rewards).astype(np.float64)
         if rewards.ndim != 2:
             raise ValueError(_checks.message("rewards", f"shape {rewards.shape}", "shape [episodes, steps]"))
         count, steps = rewards.shape
-        lengths = np.full(count, steps) if lengths is None else np.asarray(lengths, np.int64)
+        lengths = (
+            np.full(count, steps) if lengths is None else _checks.as_array("lengths", lengths, "integers [N]", "iu")
+        )
         if lengths.shape != (count,) or (count and lengths.max() > steps):
             raise ValueError(
                 _checks.message("lengths", f"shape {lengths.shape}", f"[{count}] integers, at most {steps} each")
@@ -104,7 +128,7 @@ class Episodes:
         used = np.arange(steps) < lengths[:, None]
         flat = []
         for name, values in (("observations", observations), ("actions", actions)):
-            values = np.asarray(values)
+            values = _checks.as_array(name, values)
             if values.shape[:2] != rewards.shape:
                 raise ValueError(
                     _checks.message(
@@ -112,8 +136,8 @@ class Episodes:
                     )
                 )
             flat.append(values[used])
-        terminated = np.ones(count, bool) if terminated is None else np.asarray(terminated, bool)
-        weights = None if weights is None else np.asarray(weights, np.float64)
+        terminated = np.ones(count, bool) if terminated is None else as_flags("terminated", terminated)
+        weights = None if weights is None else _checks.as_array("weights", weights).astype(np.float64)
         return cls(*flat, rewards[used], lengths, terminated, weights=weights)
 
     @property
@@ -180,8 +204,20 @@ class Episodes:
 
         Returns:
             `Episodes`; weights, if any, are those of the chosen, as they are.
+
+        Raises:
+            TypeError: if `chosen` are not integers; a mask is turned into them by `np.flatnonzero`.
+            ValueError: if there are none, or no such episode.
         """
-        chosen = np.asarray(chosen, np.int64)
+        expected = f"indices of episodes, -{self.num_episodes} to {self.num_episodes - 1}, at least one"
+        chosen = _checks.as_array("chosen", chosen, expected, "iu")
+        if (
+            chosen.ndim != 1
+            or not chosen.size
+            or chosen.min() < -self.num_episodes
+            or chosen.max() >= self.num_episodes
+        ):
+            raise ValueError(_checks.message("chosen", _checks.described(chosen), expected))
         steps = np.concatenate([np.arange(self.starts[e], self.starts[e] + self.lengths[e]) for e in chosen])
         rest = {name: getattr(self, name) for name in ("lengths", "terminated", "final_observations", "weights")}
         rest = {name: None if values is None else values[chosen] for name, values in rest.items()}
@@ -192,7 +228,11 @@ class Episodes:
 
         Args:
             path: of the file.
+
+        Raises:
+            TypeError: if `path` is no path.
         """
+        _checks.check_path("path", path)
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         np.savez_compressed(path, **{name: values for name, values in arrays.items() if values is not None})
 
@@ -205,9 +245,62 @@ class Episodes:
 
         Returns:
             `Episodes`.
+
+        Raises:
+            TypeError: if `path` is no path.
+            ValueError: if the file is damaged, or something else.
+            FileNotFoundError: if there is none.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            return cls(**{name: stored[name] for name in stored.files})
+        _checks.check_path("path", path)
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except FileNotFoundError:
+            raise
+        except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise _no_episodes(path, str(error)) from error
+        if not set(_ARRAYS[:5]) <= set(arrays) <= set(_ARRAYS):
+            raise _no_episodes(path, f"it holds {', '.join(arrays)}")
+        return cls(**arrays)
+
+
+def _no_episodes(path: str | os.PathLike, why: str) -> ValueError:
+    return ValueError(
+        _checks.message("path", f"{os.fspath(path)!r}, which cannot be read ({why})", "a file that `save` wrote")
+    )
+
+
+def check_episodes(episodes: Any) -> None:
+    """Refuses what is no `Episodes`.
+
+    Args:
+        episodes: what the user gave.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    remedy = "Make them by `rl.collect` or `rl.Episodes.from_arrays`."
+    _checks.check_instance("episodes", episodes, Episodes, "`rl.Episodes`", remedy)
+
+
+def as_flags(argument: str, values: Any) -> np.ndarray:
+    """An array of booleans, from booleans or from zeros and ones.
+
+    Args:
+        argument: its name, for the message.
+        values: what the user gave.
+
+    Returns:
+        Booleans.
+
+    Raises:
+        TypeError: if it holds something else, such as words, which would all count as true.
+    """
+    expected = "booleans, or zeros and ones"
+    array = _checks.as_array(argument, values, expected)
+    if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+        raise TypeError(_checks.message(argument, _checks.described(array), expected))
+    return array.astype(bool)
 
 
 def check_gamma(gamma: float) -> None:
@@ -224,4 +317,4 @@ def check_gamma(gamma: float) -> None:
         raise ValueError(_checks.message("gamma", gamma, "a discount factor in [0, 1]"))
 
 
-__all__ = ["Episodes", "check_gamma"]
+__all__ = ["Episodes", "as_flags", "check_episodes", "check_gamma"]

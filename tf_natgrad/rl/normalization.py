@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_natgrad import _checks
+
 _CLIP = 10.0
 _EPSILON = 1e-8
 
@@ -138,6 +140,9 @@ class ObservationNormalization(keras.layers.Layer):
         Args:
             moments: of observations.
         """
+        _checks.check_instance("moments", moments, RunningMoments, "`RunningMoments`")
+        if moments.mean.shape != tuple(self.mean.shape):
+            raise ValueError(_checks.message("moments", f"shape {moments.mean.shape}", f"{tuple(self.mean.shape)}"))
         self.mean.assign(moments.mean)
         self.scale.assign(1.0 / np.sqrt(moments.variance + _EPSILON))
 

@@ -23,6 +23,7 @@ class Policy(keras.Model):
     distribution_class: type[Distribution]
 
     def __init__(self, network: keras.Model, name: str | None = None):
+        _checks.check_model("network", network)
         super().__init__(name=name)
         self.network = network
 
@@ -39,7 +40,7 @@ class Policy(keras.Model):
         Returns:
             M distributions.
         """
-        return self.distribution_class(self(tf.convert_to_tensor(observations)))
+        return self.distribution_class(self(self._observed(observations)))
 
     def log_prob(self, observations: TensorLike, actions: TensorLike) -> tf.Tensor:
         """The log-probability (or density) of each action.
@@ -51,7 +52,17 @@ class Policy(keras.Model):
         Returns:
             `[M]`.
         """
-        return self.distribution(observations).log_prob(actions)
+        pd = self.distribution(observations)
+        expected = "one action for each observation, [M] or [M, D]"
+        actions = _checks.as_tensor("actions", actions, expected=expected)
+        shape = self._shape_of_actions(pd.parameters.shape)
+        if shape is not None and not actions.shape.is_compatible_with(shape):
+            raise ValueError(_checks.message("actions", f"shape {actions.shape}", f"{expected}: shape {shape}"))
+        return pd.log_prob(actions)
+
+    def _shape_of_actions(self, parameters: tf.TensorShape) -> tf.TensorShape | None:
+        """The shape of actions, from that of the distribution's parameters, or `None` where it is not known."""
+        return None
 
     def sample(self, observations: TensorLike, seed: TensorLike) -> tf.Tensor:
         """One action per observation, drawn through TensorFlow Probability.
@@ -63,7 +74,18 @@ class Policy(keras.Model):
         Returns:
             `[M]` or `[M, D]`.
         """
-        return self.as_tensorflow_probability(self(tf.convert_to_tensor(observations))).sample(seed=seed)
+        _checks.check_words("seed", seed)
+        return self.as_tensorflow_probability(self(self._observed(observations))).sample(seed=seed)
+
+    def _observed(self, observations: TensorLike) -> tf.Tensor:
+        """Observations as a tensor of the shape that the network was made for."""
+        observations = _checks.as_tensor("observations", observations, expected="numbers [M, ...]")
+        shape = self.network.input_shape if self.network.built else None
+        if isinstance(shape, tuple) and not observations.shape.is_compatible_with((None, *shape[1:])):
+            raise ValueError(
+                _checks.message("observations", f"shape {observations.shape}", f"shape [M, ...] of {shape[1:]} each")
+            )
+        return observations
 
     def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
         """The distribution as TensorFlow Probability has it."""
@@ -102,6 +124,9 @@ class CategoricalPolicy(Policy):
 
     distribution_class = CategoricalPd
 
+    def _shape_of_actions(self, parameters: tf.TensorShape) -> tf.TensorShape:
+        return parameters[:-1]
+
     def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
         import tensorflow_probability as tfp
 
@@ -110,7 +135,7 @@ class CategoricalPolicy(Policy):
     def check_action_space(self, space: Any) -> None:
         import gymnasium as gym
 
-        outputs = self.network.output_shape[-1]
+        outputs = _outputs("policy", self.network)
         if not isinstance(space, gym.spaces.Discrete) or space.n != outputs:
             raise ValueError(
                 _checks.message(
@@ -141,6 +166,7 @@ class GaussianPolicy(Policy):
     def __init__(self, network: keras.Model, initial_log_std: float = 0.0, name: str | None = None):
         super().__init__(network, name=name)
         _checks.check_number("initial_log_std", initial_log_std)
+        _outputs("network", network)
         self.initial_log_std = float(initial_log_std)
         self.log_std = self.add_weight(
             shape=(network.output_shape[-1],),
@@ -152,6 +178,9 @@ class GaussianPolicy(Policy):
         mean = self.network(observations)
         return tf.concat([mean, tf.broadcast_to(self.log_std, tf.shape(mean))], -1)
 
+    def _shape_of_actions(self, parameters: tf.TensorShape) -> tf.TensorShape:
+        return parameters[:-1].concatenate(parameters[-1] // 2)
+
     def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
         import tensorflow_probability as tfp
 
@@ -161,7 +190,7 @@ class GaussianPolicy(Policy):
     def check_action_space(self, space: Any) -> None:
         import gymnasium as gym
 
-        outputs = self.network.output_shape[-1]
+        outputs = _outputs("policy", self.network)
         if not isinstance(space, gym.spaces.Box) or space.shape != (outputs,):
             raise ValueError(
                 _checks.message(
@@ -174,6 +203,21 @@ class GaussianPolicy(Policy):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"initial_log_std": self.initial_log_std}
+
+
+def _outputs(argument: str, network: keras.Model) -> int:
+    """The number of a network's outputs."""
+    shape = getattr(network, "output_shape", None) if network.built else None
+    if not isinstance(shape, tuple) or not shape or shape[-1] is None:
+        raise ValueError(
+            _checks.message(
+                argument,
+                f"{type(network).__name__} whose number of outputs is not known",
+                "a Functional or Sequential model with one output",
+                "Begin it with `keras.Input(shape)`.",
+            )
+        )
+    return shape[-1]
 
 
 def check_policy(policy: Any) -> None:

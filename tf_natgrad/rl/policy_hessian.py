@@ -14,7 +14,7 @@ from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
 from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.rl.baselines import Baseline, step_weights
-from tf_natgrad.rl.episodes import Episodes
+from tf_natgrad.rl.episodes import Episodes, check_episodes
 from tf_natgrad.rl.policies import Policy, check_policy, has_kinks
 
 
@@ -61,6 +61,7 @@ class PolicyHessian(ReturnHessian):
         chunk_steps: int | None = None,
     ):
         check_policy(policy)
+        check_episodes(episodes)
         _checks.check_choice("estimator", estimator, ESTIMATORS)
         if chunk_steps is not None:
             _checks.check_number("chunk_steps", chunk_steps, minimum=1, integer=True)

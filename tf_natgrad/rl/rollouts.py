@@ -64,6 +64,8 @@ def collect(
     check_policy(policy)
     _checks.check_number("num_episodes", num_episodes, minimum=1, integer=True)
     _checks.check_number("seed", seed, minimum=0, integer=True)
+    _checks.check_flag("deterministic", deterministic)
+    _checks.check_flag("progress", progress)
     if seed > _LARGEST_SEED:
         raise ValueError(_checks.message("seed", seed, f"at most {_LARGEST_SEED}"))
     with vector_environment(env, min(num_episodes, _NUM_ENVS)) as vector, final_observations_kept(vector):

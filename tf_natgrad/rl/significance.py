@@ -14,8 +14,8 @@ from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators.score_function import ReturnHessian
 from tf_natgrad.rl.baselines import Baseline
 from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
-from tf_natgrad.rl.episodes import Episodes
-from tf_natgrad.rl.policies import Policy
+from tf_natgrad.rl.episodes import Episodes, check_episodes
+from tf_natgrad.rl.policies import Policy, check_policy
 from tf_natgrad.rl.policy_hessian import PolicyHessian
 from tf_natgrad.spectrum import Eigenpairs, eigsh
 
@@ -104,6 +104,9 @@ def extreme_curvature(
         variable selection", Journal of the Royal Statistical Society B 80 (2018), section 4.1: the conditional
         randomization test.
     """
+    check_policy(policy)
+    check_episodes(episodes)
+    _checks.check_seed("seed", seed)
     _checks.check_number("level", level, minimum=0.0, exclusive=True)
     if level >= 1.0:
         raise ValueError(_checks.message("level", level, "a number below 1"))

@@ -59,12 +59,10 @@ class Solver(abc.ABC):
             ValueError: if a shape does not fit, or the operator lacks what the solver needs.
             TypeError: if `operator` is not of a kind that the solver can use.
         """
-        if not isinstance(rhs, FactoredRhs):
-            rhs = tf.convert_to_tensor(rhs, operator.dtype)
-            _checks.check_rank_one("rhs", rhs, operator.shape[-1])
+        _checks.check_operator("operator", operator)
+        rhs = _checked_rhs(operator, rhs)
         if x0 is not None:
-            x0 = tf.convert_to_tensor(x0, operator.dtype)
-            _checks.check_rank_one("x0", x0, operator.shape[-1])
+            x0 = _vector("x0", x0, operator.dtype, operator.shape[-1])
         algorithm, why = self.choose(operator)
         algorithm.check(operator)
 
@@ -77,6 +75,27 @@ class Solver(abc.ABC):
         value, numbers = run(rhs, x0)
         info = algorithm.report(numbers)._replace(why=why)
         return Solution(value, readable(info) if tf.executing_eagerly() else info)
+
+
+def _vector(argument: str, value: TensorLike, dtype: tf.DType, size: int | None) -> tf.Tensor:
+    vector = _checks.as_tensor(argument, value, dtype, f"a vector of {dtype.name} numbers")
+    _checks.check_rank_one(argument, vector, size)
+    return vector
+
+
+def _checked_rhs(operator: tf.linalg.LinearOperator, rhs: TensorLike | FactoredRhs) -> tf.Tensor | FactoredRhs:
+    """A right-hand side as tensors, looked at."""
+    n = operator.shape[-1]
+    if not isinstance(rhs, FactoredRhs):
+        return _vector("rhs", rhs, operator.dtype, n)
+    base, _, _ = undamped(operator)
+    if rhs.u is not None and not isinstance(base, FactoredOperator):
+        raise TypeError(_checks.message("rhs", "FactoredRhs", f"a vector [n] for {type(base).__name__}"))
+    if all(part is None for part in rhs):
+        raise ValueError(_checks.message("rhs", "FactoredRhs without parts", "`u`, `shift` or `rest`"))
+    sizes = FactoredRhs(base.rows if rhs.u is not None else None, n, n)
+    parts = [None if p is None else _vector("rhs", p, operator.dtype, size) for p, size in zip(rhs, sizes, strict=True)]
+    return FactoredRhs(*parts)
 
 
 class Algorithm(Solver):

@@ -46,6 +46,7 @@ def get(solver: str | dict[str, Any] | Solver) -> Solver:
             _checks.message("solver", type(solver).__name__, "a solver of `tf_natgrad.solvers` or its name")
         )
     _checks.check_choice("solver", name, tuple(_BY_NAME))
+    _checks.check_fields("solver", arguments, _BY_NAME[name])
     return _BY_NAME[name](**arguments)
 
 

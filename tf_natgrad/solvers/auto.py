@@ -6,6 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
+from tf_natgrad import _checks
 from tf_natgrad.operators import FactoredOperator
 from tf_natgrad.solvers._base import Algorithm, Solver, undamped
 from tf_natgrad.solvers.conjugate_gradient import ConjugateGradient
@@ -51,6 +52,7 @@ class Auto(Solver):
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
         """The algorithm for this operator by its sizes, and the reason; see `Solver.choose`."""
+        _checks.check_operator("operator", operator)
         base, _, _ = undamped(operator)
         n = base.shape[-1]
         if not isinstance(base, FactoredOperator):

@@ -158,7 +158,9 @@ class ConjugateGradient(Algorithm):
         _checks.check_number("progress_tolerance", self.progress_tolerance, minimum=0.0, exclusive=True)
         if self.max_iterations is not None:
             _checks.check_number("max_iterations", self.max_iterations, minimum=1, integer=True)
-        known = self.preconditioner in (None, "jacobi")
+        known = self.preconditioner is None or (
+            isinstance(self.preconditioner, str) and self.preconditioner == "jacobi"
+        )
         if not known and not callable(self.preconditioner):
             raise TypeError(
                 _checks.message("preconditioner", repr(self.preconditioner), "'jacobi' or a function from [n] to [n]")

@@ -71,13 +71,17 @@ def spectral_density(
         B. Ghorbani, S. Krishnan, Y. Xiao, "An investigation into neural net optimization via Hessian eigenvalue
         density", ICML (2019), algorithm 1.
     """
+    _checks.check_operator("operator", operator)
+    _checks.check_seed("seed", seed)
     _checks.check_number("num_probes", num_probes, minimum=2, integer=True)
     _checks.check_number("steps", steps, minimum=1, integer=True)
     _checks.check_number("num_points", num_points, minimum=1, integer=True)
+    if width is not None:
+        _checks.check_number("width", width, minimum=0.0, exclusive=True)
     if grid is not None:
-        grid = np.asarray(grid, np.float64)
-        if grid.ndim != 1 or not np.isfinite(grid).all():
-            raise ValueError(_checks.message("grid", f"shape {grid.shape}, or NaN or infinite values", "finite [G]"))
+        grid = _checks.as_array("grid", grid).astype(np.float64)
+        if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all():
+            raise ValueError(_checks.message("grid", _checks.described(grid), "finite numbers, [G]"))
     n = size_of(operator)
     steps = min(steps, n)
     generator = np.random.default_rng(seed)
@@ -96,7 +100,6 @@ def spectral_density(
     extent = max(high - low, np.finfo(np.float32).eps * max(abs(low), abs(high), 1e-30))
     if width is None:
         width = 0.01 * extent
-    _checks.check_number("width", width, minimum=0.0, exclusive=True)
     if grid is None:
         grid = np.linspace(low - 4 * width, high + 4 * width, num_points)
     kernel = np.exp(-0.5 * np.square((grid[None, :, None] - nodes[:, None, :]) / width))

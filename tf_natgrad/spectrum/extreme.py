@@ -96,6 +96,8 @@ def eigsh(
         K. Wu, H. Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J. Matrix Anal.
         Appl. 22 (2000), algorithm 3.
     """
+    _checks.check_operator("operator", operator)
+    _checks.check_seed("seed", seed)
     n = size_of(operator)
     _checks.check_choice("which", which, _WHICH)
     _checks.check_choice("method", method, _METHODS)
@@ -114,7 +116,7 @@ def eigsh(
     generator = np.random.default_rng(seed)
     check_symmetry(operator, generator)
     start = generator.standard_normal(n) if v0 is None else v0
-    start = tf.convert_to_tensor(start, operator.dtype)
+    start = _checks.as_tensor("v0", start, operator.dtype)
     _checks.check_rank_one("v0", start, n)
     if not (_checks.is_finite(start) and tf.reduce_any(start != 0)):
         raise ValueError(_checks.message("v0", "zero, NaN or infinite values", "a finite vector other than zero"))

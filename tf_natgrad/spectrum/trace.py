@@ -47,6 +47,8 @@ def hutchinson_trace(operator: tf.linalg.LinearOperator, num_probes: int = 32, *
     References:
         M. Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1989).
     """
+    _checks.check_operator("operator", operator)
+    _checks.check_seed("seed", seed)
     _checks.check_number("num_probes", num_probes, minimum=2, integer=True)
     probes = _rademacher(operator, num_probes, np.random.default_rng(seed))
     forms = _forms(operator, probes)
@@ -80,6 +82,8 @@ def hutchpp_trace(operator: tf.linalg.LinearOperator, num_products: int = 48, *,
         R. Meyer, C. Musco, C. Musco, D. Woodruff, "Hutch++: optimal stochastic trace estimation", SOSA (2021),
         algorithm 1.
     """
+    _checks.check_operator("operator", operator)
+    _checks.check_seed("seed", seed)
     _checks.check_number("num_products", num_products, minimum=6, integer=True)
     generator = np.random.default_rng(seed)
     third = min(num_products // 3, size_of(operator))

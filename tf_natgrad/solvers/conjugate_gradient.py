@@ -124,7 +124,7 @@ class ConjugateGradient(Algorithm):
     Args:
         rtol: the residual may be this fraction of the right-hand side.
         atol: or this large, whichever allows more.
-        max_iterations: products at most; by default `min(2 n, 1000)`.
+        max_iterations: iterations at most, of one product each; by default `min(2 n, 1000)`.
         preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite; or
             `"jacobi"`, the inverse of the diagonal, which costs as many products as the operator has rows or columns.
         patience: iterations without a new best residual (or phi) after which rounding errors are measured, by one

@@ -31,13 +31,11 @@ class Door(NamedTuple):
     also: dict[str, tuple[str, ...]] = {}  # noqa: RUF012 (read only)
     free: tuple[str, ...] = ()
 
-    def cases(self, pending=False):
-        """Pairs of an argument and a bad value, without those that wait for others, or these alone."""
+    def cases(self):
+        """Pairs of an argument and a bad value, without those that are pending."""
         waiting = PENDING.get(self.name, {})
         for argument, values in self.wrong.items():
-            for number, value in enumerate(values):
-                if (number in waiting.get(argument, ())) == pending:
-                    yield argument, value
+            yield from ((argument, v) for i, v in enumerate(values) if i not in waiting.get(argument, ()))
 
 
 # Values that are not refused yet: by door and argument their numbers.

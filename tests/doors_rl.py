@@ -271,7 +271,7 @@ DOORS = [
                 [5, 5],
                 [NAN] * 4,
             ],
-            "terminated": [*bad.NOT_NUMBERS, [True], True, [0.5] * 4, [[True] * 4]],
+            "terminated": [*bad.NOT_NUMBERS[1:], [True], True, [0.5] * 4, [[True] * 4]],
             "final_observations": [*bad.NOT_NUMBERS[1:], np.zeros([3, WIDTH]), np.zeros([4, WIDTH + 1]), 3.0],
             "weights": [*bad.NOT_NUMBERS[1:], np.ones(3), np.full(4, NAN), 3.0, np.ones([4, 1]), np.ones(4) * 1j],
         },

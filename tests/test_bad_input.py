@@ -57,11 +57,11 @@ def outcome(door, argument, value):
     return f"taken, and {shown(came)} returned"
 
 
-def met(area, pending):
+def met(area):
     """How each bad value of an area was met, where that was wrong."""
     before, failures = state(area), []
     for door in table(area).DOORS:
-        for argument, value in door.cases(pending):
+        for argument, value in door.cases():
             found = outcome(door, argument, value)
             if (now := state(area)) != before:
                 found, before = f"a model or an optimizer was changed ({found})", now
@@ -72,7 +72,7 @@ def met(area, pending):
 
 @pytest.mark.parametrize("area", AREAS)
 def test_bad_input_is_refused_by_name_and_changes_nothing(area):
-    failures = met(area, pending=False)
+    failures = met(area)
     assert not failures, f"{len(failures)} failures\n" + "\n".join(failures)
 
 

@@ -271,7 +271,8 @@ def as_tensor(
     try:
         # NumPy's complex numbers would lose a part without a word.
         given = None if isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "c" else dtype
-        tensor = tf.convert_to_tensor(value, given)
+        known = isinstance(value, tf.Tensor) and given in (None, value.dtype)
+        tensor = value if known else tf.convert_to_tensor(value, given)
     except (TypeError, ValueError, tf.errors.OpError):
         raise TypeError(message(argument, described(value), expected)) from None
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool):

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
 from tf_natgrad._typing import ModelLike, TensorLike, TensorList
 from tf_natgrad.parameters import FlatParameters
 
@@ -213,8 +212,6 @@ def linearize(
     Returns:
         A `Linearization`.
     """
-    _checks.check_model("model", model)
-    _checks.check_flag("training", training)
     with tf.GradientTape(persistent=True) as tape:
         outputs = call_model(model, x, training)
         outputs = outputs if head is None else head(outputs)

@@ -91,7 +91,7 @@ class FlatParameters:
                 raise ValueError(
                     _checks.message("tensors", f"one of shape {tensor.shape}", f"shape {shape} in its place")
                 )
-        return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
+        return _joined(tensors)
 
     def unflatten(self, vector: TensorLike) -> list[tf.Tensor]:
         """Splits `[n]` into one tensor per variable, in the variables' shapes.
@@ -106,7 +106,7 @@ class FlatParameters:
 
     def read(self) -> tf.Tensor:
         """Returns the present values as `[n]`."""
-        return self.flatten([tf.convert_to_tensor(t) for t in self.tensors])
+        return _joined(self.tensors)
 
     def assign(self, vector: TensorLike) -> None:
         """Writes `[n]` into the variables.
@@ -116,6 +116,10 @@ class FlatParameters:
         """
         for variable, part in zip(self.variables, self.unflatten(vector), strict=True):
             variable.assign(part)
+
+
+def _joined(tensors: TensorList) -> tf.Tensor:
+    return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
 
 
 def _as_variables(variables: Any) -> tuple[keras.Variable | tf.Variable, ...]:

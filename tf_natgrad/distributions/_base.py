@@ -115,14 +115,14 @@ class Distribution(abc.ABC):
     def _operand(self, vector: TensorLike, size: int) -> tf.Tensor:
         """A vector for each distribution, `[..., size]`, looked at."""
         vector = _checks.as_tensor("vector", vector, self.parameters.dtype)
-        batch = self.parameters.shape[:-1]
+        expected = [*self.parameters.shape[:-1], size]
+        if vector.shape.rank is None or list(vector.shape) == expected:
+            return vector
         try:
-            if vector.shape.rank is not None:
-                tf.broadcast_static_shape(vector.shape, batch.concatenate(size))
-                vector.shape[-1:].assert_is_compatible_with([size])
+            tf.broadcast_static_shape(vector.shape, tf.TensorShape(expected))
+            vector.shape[-1:].assert_is_compatible_with([size])
         except ValueError:
-            expected = f"shape {tuple(batch.concatenate(size))}"
-            raise ValueError(_checks.message("vector", f"shape {vector.shape}", expected)) from None
+            raise ValueError(_checks.message("vector", f"shape {vector.shape}", f"shape {expected}")) from None
         return vector
 
     def _value(self, value: TensorLike) -> tf.Tensor:

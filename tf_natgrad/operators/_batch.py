@@ -290,7 +290,7 @@ def check_fits(model: ModelLike, x: Any) -> None:
     real = tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool
     if not real and wanted.dtype not in (tensor.dtype.name, "string"):
         raise TypeError(_checks.message("x", f"inputs of dtype {tensor.dtype.name}", f"inputs of dtype {wanted.dtype}"))
-    if getattr(wanted, "sparse", False) or getattr(wanted, "ragged", False) or tensor.shape.rank is None:
+    if getattr(wanted, "sparse", False) or getattr(wanted, "ragged", False) or not tensor.shape.rank:
         return
     axes = list(wanted.shape[1:])
     # Keras adds or takes away a last axis of one.

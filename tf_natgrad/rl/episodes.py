@@ -56,7 +56,7 @@ class Episodes:
 
     def __post_init__(self):
         for name, (kinds, expected) in _KINDS.items():
-            if getattr(self, name) is not None or name not in ("final_observations", "weights"):
+            if getattr(self, name) is not None or name not in ("terminated", "final_observations", "weights"):
                 array = _checks.as_array(name, getattr(self, name), expected, kinds)
                 if array.ndim < 1 or (array.ndim > 1 and name in ("lengths", "terminated", "weights")):
                     raise ValueError(_checks.message(name, f"shape {array.shape}", expected))

@@ -128,11 +128,11 @@ def check_scalar(argument: str, value: Any) -> None:
         TypeError: if its dtype is another.
         ValueError: if it has axes.
     """
-    dtype = tf.as_dtype(value.dtype)
+    dtype, shape = tf.as_dtype(value.dtype), tf.TensorShape(value.shape)
     if not (dtype.is_floating or dtype.is_integer):
         raise TypeError(message(argument, f"dtype {dtype.name}", "a number, or a scalar tensor of one"))
-    if len(value.shape):
-        raise ValueError(message(argument, f"shape {tuple(value.shape)}", "a number, or a scalar tensor"))
+    if shape.rank not in (0, None):
+        raise ValueError(message(argument, f"shape {tuple(shape)}", "a number, or a scalar tensor"))
 
 
 def check_fields(argument: str, given: dict[str, Any], kind: type) -> None:
@@ -395,6 +395,17 @@ def collected(finite_only_collected: bool = False, undo: Callable[[], Any] | Non
         yield _collectors[-1].conditions
     finally:
         _collectors.pop()
+
+
+@contextlib.contextmanager
+def graph_of_its_own():
+    """While a function is traced that eager code calls: what `require` leaves to its graph stays there.
+
+    Yields:
+        Nothing.
+    """
+    with collected(undo=_collectors[-1].undo if _collectors else None):
+        yield
 
 
 def is_finite(*tensors: tf.Tensor) -> tf.Tensor:

@@ -111,7 +111,8 @@ class CurvatureOperator(tf.linalg.LinearOperator):
                 def body(*tensors):
                     given = iter(tensors)
                     filled = [None if a is None else next(given) for a in flat]
-                    return function(*tf.nest.pack_sequence_as(arguments, filled))
+                    with _checks.graph_of_its_own():
+                        return function(*tf.nest.pack_sequence_as(arguments, filled))
 
                 specs = [tf.TensorSpec(t.shape, t.dtype) for t in tensors]
                 table[signature] = tf.function(body, autograph=False).get_concrete_function(*specs)
@@ -348,7 +349,7 @@ class FactoredOperator(CurvatureOperator):
         Raises:
             ValueError: where `gram_refusal` says why there is none.
         """
-        if self.gram_refusal is not None:
+        if self.is_one_batch and self.gram_refusal is not None:
             raise ValueError(self.gram_refusal)
         return self.compiled("gram", self._gram)()
 

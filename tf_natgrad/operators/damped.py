@@ -77,8 +77,7 @@ def _check_damping(damping: TensorLike) -> None:
         _checks.check_number("damping", damping, minimum=0.0)
         return
     value = tf.convert_to_tensor(damping)
-    if value.shape.rank not in (0, None):
-        raise ValueError(_checks.message("damping", f"shape {tuple(value.shape)}", "a scalar"))
+    _checks.check_scalar("damping", value)
     static = tf.get_static_value(value)
     if static is None:
         _checks.require(value >= 0, _checks.message("damping", "a negative number or NaN", "a scalar >= 0"))

@@ -104,7 +104,7 @@ class TrainFunction:
                 # This batch is gone with the graph that drew it.
                 self._do_without_gram(error)
                 self._natural.skipped_steps.assign_add(1)
-                return self._planned_steps(iterator)
+                return self._step(iterator)
         batches = [_without_optionals(b) for b in itertools.islice(iterator, self._model.steps_per_execution)]
         if not batches:
             raise StopIteration
@@ -168,6 +168,8 @@ class TrainFunction:
             raise error
         size = sum(v.shape.num_elements() for v in self._model.trainable_variables)
         self._renew(without_gram(self._natural.solver, size, error))
+        # Another batch may look right again; what it looks like is not asked any more.
+        self._looks = False
 
     def _renew(self, planned: Planned) -> None:
         self.planned = planned

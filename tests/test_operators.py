@@ -342,7 +342,7 @@ def test_damping_that_is_a_constant_in_a_trace_is_refused_while_tracing():
 
 
 def test_damping_that_is_no_scalar_is_refused():
-    with pytest.raises(ValueError, match=r"`damping`: received shape \(2,\); expected a scalar"):
+    with pytest.raises(ValueError, match=r"`damping`: received shape \(2,\); expected a number, or a scalar tensor"):
         cases.shared("mlp").fisher.damped(tf.constant([0.1, 0.2], tf.float64))
 
 

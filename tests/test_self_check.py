@@ -253,14 +253,28 @@ def test_the_mismatch_is_measured(float64):
     assert tolerated_mismatch(right.batch.linearization) == 100 * 2.0**-52
 
 
+class _SharedNoise(layers.Layer):
+    """Draws from a generator that is not the model's own."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.draw = lambda x: keras.random.dropout(x, 0.5, seed=generator)
+
+    def call(self, x):
+        return self.draw(x)
+
+
 def test_the_first_look_leaves_the_model_as_it_was():
+    shared = keras.random.SeedGenerator(3)
     model = training.network(
-        lambda: [layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(3)]
+        lambda: [layers.Dense(4), layers.BatchNormalization(), _SharedNoise(shared), layers.Dense(3)]
     )
     x, y = training.batch()
     model(x)
+    seed = shared.state.numpy()
     before = [tf.identity(v.value) for v in model.non_trainable_variables]
     plan = ng._planning.plan_solver(model, training.sparse(), (x, y), solver=ng.solvers.get("auto"), training=True)
     assert plan[1] and not isinstance(plan[0].algorithm, ng.solvers.Gram)
+    assert np.array_equal(seed, shared.state)
     for old, new in zip(before, model.non_trainable_variables, strict=True):
         assert np.array_equal(old, new)

@@ -13,7 +13,6 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import Fisher
 from tf_natgrad.solvers import Auto, Gram, Planned, Solver
-from tf_natgrad.step import restore
 
 
 def needs_plan(solver: Solver) -> bool:
@@ -33,7 +32,7 @@ def plan_solver(
 ) -> tuple[Planned, bool]:
     """The choice of `solver` for batches like this one, the Gram matrix having been checked on it.
 
-    The model is called once, eagerly; what that changes of its state is put back.
+    The model is called once, eagerly, and its state is left as it was.
 
     Args:
         model: a Keras model.
@@ -51,14 +50,12 @@ def plan_solver(
         ValueError: if the batch does not fit, or `solver` is `Gram` and cannot be used.
     """
     ensure_built(model, data[0])
-    state = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
-    try:
+    # What the call would change, statistics and the states of random numbers, goes no further than this scope.
+    with keras.StatelessScope():
         with _checks.collected(finite_only_collected=True):
             fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables)
         algorithm, why = solver.choose(fisher)
         algorithm.check(fisher)
-    finally:
-        restore([v for v, _ in state], [value for _, value in state])
     if isinstance(solver, Auto) and fisher.gram_refusal is not None:
         log_replacement(why)
     return Planned(algorithm, why, solver), fisher.gram_checked or not isinstance(algorithm, Gram)

@@ -79,8 +79,8 @@ class TrainFunction:
             ValueError: if a batch is refused.
         """
         natural = self._natural
-        specification = getattr(iterator, "element_spec", None)
-        if specification is not self._known:
+        specification = iterator.element_spec if isinstance(iterator, tf.data.Iterator) else None
+        if specification is not None and specification is not self._known:
             # A graph that was made for several shapes would fail in a layer's words.
             self._known = specification
             check_fits(self._model, keras.utils.unpack_x_y_sample_weight(specification)[0])

@@ -59,7 +59,7 @@ class NaturalGradientMixin:
         natural = natural_gradient_optimizer(self)
         if natural is None:
             return super().train_step(data)
-        _refuse_replicas()
+        _refuse_replicas(self)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise ValueError(_checks.message("y", "None", "labels", "Pass them to `fit` beside the inputs."))
@@ -132,7 +132,7 @@ class NaturalGradientMixin:
     def _plan_solver(self, data: tuple) -> tuple[Solver, bool]:
         """The solver for batches like this one, and whether that was checked to the end."""
         natural = natural_gradient_optimizer(self)
-        _refuse_replicas()
+        _refuse_replicas(self)
         x, y, sample_weight = data
         ensure_built(self, x)
         return plan_solver(
@@ -485,8 +485,9 @@ def _refuse_nonfinite(x: Any, y: Any, sample_weight: Any, finite: tf.Tensor) -> 
     _checks.require(finite | ~clean, NOT_FINITE)
 
 
-def _refuse_replicas() -> None:
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+def _refuse_replicas(model: keras.Model) -> None:
+    # Outside of the strategy's scope only the model knows.
+    replicas = max(s.num_replicas_in_sync for s in (tf.distribute.get_strategy(), model.distribute_strategy))
     if replicas > 1:
         raise ValueError(
             _checks.message(

@@ -668,7 +668,7 @@ def draw_curvature(rows: Sequence[Row], path: pathlib.Path) -> None:
         f"{first['episodes']} episodes at each checkpoint, {first['parameters']} weights, causal estimator with a "
         f"cross-fitted state baseline. Bars: {1 - LEVEL:.0%} intervals over episodes. Eigenvalues of all episodes are "
         "biased outward, cross-fitted ones (eigenvector of one half, curvature of the other) inward. Grey: what the "
-        f"extreme eigenvalue stays within where each episode has a random sign, at a level of {LEVEL / 2:.1%} per end "
+        f"extreme eigenvalue stays within where all actions are drawn anew, at a level of {LEVEL / 2:.1%} per end "
         f"({first['null_draws']} draws). Significantly beyond it: {where or 'none'}. The vertical axis is "
         f"linear within {threshold_of(rows):g} of 0.",
     )

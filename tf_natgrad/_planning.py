@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import random
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -51,17 +54,38 @@ def plan_solver(
         ValueError: if the batch does not fit, or `solver` is `Gram` and cannot be used.
     """
     ensure_built(model, data[0])
-    state = [(v, tf.identity(v.value)) for v in model.non_trainable_variables]
-    try:
+    with _state_kept(model):
         with _checks.collected(finite_only_collected=True):
             fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables)
         algorithm, why = solver.choose(fisher)
         algorithm.check(fisher)
-    finally:
-        restore([v for v, _ in state], [value for _, value in state])
-    if isinstance(solver, Auto) and fisher.gram_refusal is not None:
+    refusal = fisher.gram_refusal
+    # Where sizes alone decided, nothing was replaced.
+    if isinstance(solver, Auto) and refusal is not None and refusal in why:
         log_replacement(why)
     return Planned(algorithm, why, solver), fisher.gram_checked or not isinstance(algorithm, Gram)
+
+
+@contextlib.contextmanager
+def _state_kept(model: ModelLike) -> Iterator[None]:
+    """Puts back what calls of the model change: its own state, and the seeds of `keras.random`, which no model has."""
+    variables = model.non_trainable_variables
+    values = [tf.identity(v.value) for v in variables]
+    keras_seeds = sys.modules[keras.random.SeedGenerator.__module__]
+    name, shared = keras_seeds.GLOBAL_SEED_GENERATOR, keras_seeds.global_state
+    seeds = shared.get_global_attribute(name)
+    seed = None if seeds is None else tf.identity(seeds.state.value)
+    # A generator that is made in between takes its seed from Python's.
+    python = random.getstate()
+    try:
+        yield
+    finally:
+        restore(variables, values)
+        if seeds is not None:
+            seeds.state.assign(seed)
+        elif shared.get_global_attribute(name) is not None:
+            shared.set_global_attribute(name, None)
+            random.setstate(python)
 
 
 def without_gram(solver: Auto, size: int, error: ValueError) -> Planned:

@@ -153,3 +153,51 @@ def test_labels_and_weights_that_are_absent_stay_so():
     other.fit(data.map(lambda x, y, w: (x, y)), verbose=0)
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class OwnBatches(ng.NaturalGradientSequential):
+    """Makes the batch that it trains on of another one."""
+
+    def train_step(self, data):
+        return super().train_step((data["image"][:, 1:], data["label"]))
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_train_step_of_ones_own_may_make_another_batch(eager):
+    x, y = batch(12)
+    wide = np.concatenate([x[:, :1], x], 1)
+    data = tf.data.Dataset.from_tensor_slices({"image": wide, "label": y}).batch(8)
+    models = [network(kind=OwnBatches), network()]
+    for model in models:
+        compiled(model, mode="eager" if eager else "graph")
+    models[0].fit(data, verbose=0)
+    fit(models[1], x, y, batch_size=8)
+    for a, b in zip(models[0].get_weights(), models[1].get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class _Noise(layers.Layer):
+    """Draws from the generator that all of Keras shares."""
+
+    def call(self, x, training=False):
+        return x + 0.3 * keras.random.normal(tf.shape(x)) if training else x
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_the_first_look_draws_no_random_numbers_of_keras(used_before):
+    losses = []
+    for solver in ("gram", "svd"):
+        model = compiled(network(lambda: [_Noise(), layers.Dense(3)]), plain(solver=solver))
+        if used_before:
+            keras.random.normal([])
+        # Of one batch, before its step.
+        losses.append(fit(model, *batch(8), batch_size=8)["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_a_choice_by_size_is_no_replacement(caplog):
+    """Nothing is logged of a Gram matrix that would not have been taken anyway."""
+    model = compiled(network(lambda: [layers.Dense(2), layers.BatchNormalization(), layers.Dense(3)]), plain())
+    fit(model, *batch(16), batch_size=16)
+    assert "fewer than" in model.train_function.planned.why
+    assert "does without" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,9 @@ def plan_solver(
             fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables)
         algorithm, why = solver.choose(fisher)
         algorithm.check(fisher)
-    if isinstance(solver, Auto) and fisher.gram_refusal is not None:
+    refusal = fisher.gram_refusal
+    # Where sizes alone decided, nothing was replaced.
+    if isinstance(solver, Auto) and refusal is not None and refusal in why:
         log_replacement(why)
     return Planned(algorithm, why, solver), fisher.gram_checked or not isinstance(algorithm, Gram)
 
@@ -78,8 +81,10 @@ def without_gram(solver: Auto, size: int, error: ValueError) -> Planned:
 
 
 def log_replacement(why: str) -> None:
-    """Says once, for each reason, that `"auto"` does not take the Gram matrix."""
-    _checks.log_once(f"solver='auto' does without the Gram matrix: {why}", key=why)
+    """Says once, for each kind of reason, that `"auto"` does not take the Gram matrix."""
+    # Names and numbers make no other kind of it.
+    kind = re.sub(r"'[^']*'|[\d.,]+", "", why)
+    _checks.log_once(f"solver='auto' does without the Gram matrix: {why}", key=kind)
 
 
 def shapes_of(data: Any) -> tuple[tf.TensorShape, ...]:

@@ -43,7 +43,8 @@ class TrainFunction:
         model: a compiled model.
         natural: its `NaturalGradient`.
         make_step: makes Keras's train function of the model, anew at each call.
-        plan: from `(x, y, sample_weight)` to the solver for such batches, and whether that was checked to the end.
+        plan: from `(x, y, sample_weight)` to the solver for such batches, and whether that was checked to the end; or
+            `None` where a `train_step` of the model's own makes another batch of the one that it is given.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class TrainFunction:
         model: keras.Model,
         natural: Any,
         make_step: Callable[[], Callable],
-        plan: Callable[[tuple], tuple[Planned, bool]],
+        plan: Callable[[tuple], tuple[Planned, bool]] | None,
     ):
         self.planned: Planned | None = None
         self._model, self._natural = model, natural
@@ -63,7 +64,8 @@ class TrainFunction:
         # XLA drops assertions; there the count of steps left out tells.
         self._counts = model.jit_compile and natural.on_nonfinite == "raise"
         # A batch in parts goes with conjugate gradients alone.
-        self._looks = needs_plan(natural.solver) and natural.micro_batch_size is None
+        self._chooses = needs_plan(natural.solver) and natural.micro_batch_size is None
+        self._looks = self._chooses and plan is not None
 
     def __call__(self, iterator: Any) -> dict[str, Any]:
         """Takes the next step, or as many as `steps_per_execution` says.
@@ -83,10 +85,11 @@ class TrainFunction:
         if specification is not None and specification is not self._known:
             # A graph that was made for several shapes would fail in a layer's words.
             self._known = specification
-            check_fits(self._model, keras.utils.unpack_x_y_sample_weight(specification)[0])
+            if self._plan is not None:
+                check_fits(self._model, keras.utils.unpack_x_y_sample_weight(specification)[0])
         before = int(natural.skipped_steps) if self._counts else 0
         with _checks.as_value_error():
-            logs = self._planned_steps(iterator) if self._looks else self._step(iterator)
+            logs = self._planned_steps(iterator) if self._chooses else self._step(iterator)
         if self._counts and int(natural.skipped_steps) > before:
             raise ValueError(NOT_FINITE)
         # Within a limit that is measured there is nothing to look at, and to wait for.
@@ -95,8 +98,7 @@ class TrainFunction:
         return logs
 
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:
-        spec = _spec_of(iterator)
-        if spec is not None and self._covers(tuple(s.shape for s in spec)):
+        if self._needs_no_look(iterator):
             try:
                 with _checks.as_value_error():
                     return self._step(iterator)
@@ -109,7 +111,8 @@ class TrainFunction:
         if not batches:
             raise StopIteration
         for batch in batches:
-            self._look_at(batch)
+            if self._looks:
+                self._look_at(batch)
             try:
                 with _checks.as_value_error():
                     logs = self._take(iterator, batch)
@@ -117,6 +120,13 @@ class TrainFunction:
                 self._do_without_gram(error)
                 logs = self._take(iterator, batch)
         return logs
+
+    def _needs_no_look(self, iterator: Any) -> bool:
+        """Whether the step may draw its batches itself."""
+        if not self._looks:
+            return isinstance(iterator, tf.data.Iterator)
+        spec = _spec_of(iterator)
+        return spec is not None and self._covers(tuple(s.shape for s in spec))
 
     def _covers(self, shapes: tuple[tf.TensorShape, ...]) -> bool:
         """Whether a batch at least as large as one of these shapes was looked at already."""
@@ -169,7 +179,7 @@ class TrainFunction:
         size = sum(v.shape.num_elements() for v in self._model.trainable_variables)
         self._renew(without_gram(self._natural.solver, size, error))
         # Another batch may look right again; what it looks like is not asked any more.
-        self._looks = False
+        self._chooses = self._looks = False
 
     def _renew(self, planned: Planned) -> None:
         self.planned = planned

@@ -126,7 +126,9 @@ class NaturalGradientMixin:
             made, self.train_function = self.train_function, own
             return made
 
-        self.train_function = TrainFunction(self, natural, keras_function, self._plan_solver)
+        as_given = type(self).train_step is NaturalGradientMixin.train_step
+        plan = self._plan_solver if as_given else None
+        self.train_function = TrainFunction(self, natural, keras_function, plan)
         return None
 
     def _plan_solver(self, data: tuple) -> tuple[Solver, bool]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.parameters import FlatParameters
 
@@ -36,7 +36,7 @@ class FactoredRhs(NamedTuple):
     rest: tf.Tensor | None = None
 
 
-class CurvatureOperator(tf.linalg.LinearOperator):
+class CurvatureOperator(_keras.SquareOperator):
     """A symmetric matrix `[n, n]` over a model's trainable variables, known by its products.
 
     On one batch it is the matrix at the weights of its construction: it keeps what the forward pass recorded and is
@@ -56,7 +56,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         self._compiled_functions = _Unwrapped()
         parameters = {"flat_parameters": flat_parameters, "name": name}
         super().__init__(
-            dtype=flat_parameters.dtype, is_self_adjoint=True, is_square=True, name=name, parameters=parameters
+            flat_parameters.size, dtype=flat_parameters.dtype, is_self_adjoint=True, name=name, parameters=parameters
         )
 
     @property
@@ -291,17 +291,6 @@ class CurvatureOperator(tf.linalg.LinearOperator):
                 _checks.message(argument, f"dtype {x.dtype.name}", f"dtype {self.dtype.name}", "Cast it first.")
             )
         return _checks.as_tensor(argument, x, self.dtype)
-
-    # What `tf.linalg.LinearOperator` asks of a subclass.
-
-    def _shape(self) -> tf.TensorShape:
-        return tf.TensorShape([self._flat.size, self._flat.size])
-
-    def _shape_tensor(self) -> tf.Tensor:
-        return tf.constant([self._flat.size, self._flat.size], tf.int32)
-
-    def _matmul(self, x: tf.Tensor, adjoint: bool = False, adjoint_arg: bool = False) -> tf.Tensor:
-        return self.matmul(x, adjoint, adjoint_arg)
 
 
 class FactoredOperator(CurvatureOperator):

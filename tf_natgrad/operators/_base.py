@@ -53,7 +53,7 @@ class CurvatureOperator(_keras.SquareOperator):
 
     def __init__(self, flat_parameters: FlatParameters, name: str):
         self._flat = flat_parameters
-        self._compiled_functions = _Unwrapped()
+        self._compiled_functions: _keras.Untracked[dict[object, Callable]] = _keras.Untracked({})
         parameters = {"flat_parameters": flat_parameters, "name": name}
         super().__init__(
             flat_parameters.size, dtype=flat_parameters.dtype, is_self_adjoint=True, name=name, parameters=parameters
@@ -105,7 +105,7 @@ class CurvatureOperator(_keras.SquareOperator):
             flat = tf.nest.flatten(arguments)
             tensors = [tf.convert_to_tensor(a) for a in flat if a is not None]
             signature = (key, tuple((t.shape, t.dtype) for t in tensors), tuple(a is None for a in flat))
-            table = self._compiled_functions.table
+            table = self._compiled_functions.value
             if signature not in table:
 
                 def body(*tensors):
@@ -130,7 +130,7 @@ class CurvatureOperator(_keras.SquareOperator):
         Returns:
             The one object of that key.
         """
-        table = self._compiled_functions.table
+        table = self._compiled_functions.value
         if key not in table:
             table[key] = make()
         return table[key]
@@ -405,13 +405,6 @@ class FactoredOperator(CurvatureOperator):
             factor = self._dense_factor()
             return tf.linalg.matmul(factor, factor, transpose_a=True)
         return super()._dense()
-
-
-class _Unwrapped:
-    """Keeps TensorFlow's attribute tracking away from a table of functions."""
-
-    def __init__(self):
-        self.table: dict[object, Callable] = {}
 
 
 def over_units(function: Callable[[tf.Tensor], tf.Tensor], size: int, dtype: tf.DType, at_once: int = 128) -> tf.Tensor:

@@ -135,7 +135,7 @@ def _graphs(graph, seen):
 def _largest(operator):
     """The largest number of entries of a tensor in any graph of an operator, where it is known statically."""
     seen = {}
-    for entry in operator._compiled_functions.table.values():
+    for entry in operator._compiled_functions.value.values():
         if hasattr(entry, "graph"):
             _graphs(entry.graph, seen)
         for function in (getattr(entry, "_extend", None), getattr(entry, "_orthonormal", None)):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_natgrad import _keras
 from tf_natgrad._typing import ModelLike, TensorLike, TensorList
 from tf_natgrad.parameters import FlatParameters
 
@@ -45,7 +46,7 @@ class Linearization:
     """
 
     def __init__(self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters, model: ModelLike):
-        layers = list(model._flatten_layers()) if hasattr(model, "_flatten_layers") else []
+        layers = _keras.all_layers(model) if isinstance(model, keras.layers.Layer) else []
         # float16 underflows at 6e-8: the products then keep within its range.
         self._float16 = any(getattr(layer, "compute_dtype", None) == "float16" for layer in layers)
         self.rounding = _rounding(flat_parameters.dtype, layers)
@@ -223,7 +224,7 @@ def linearize(
 def _rounding(dtype: tf.DType, layers: list[keras.layers.Layer]) -> float:
     inner = [layer for layer in layers if not isinstance(layer, keras.layers.InputLayer)]
     # A container computes nothing: its own policy may be any.
-    leaves = [layer for layer in inner if not list(layer._flatten_layers(include_self=False))]
+    leaves = [layer for layer in inner if not _keras.all_layers(layer, include_self=False)]
     names = {dtype.name, *(getattr(leaf, "compute_dtype", None) for leaf in leaves)}
     coarsest = max(_ROUNDING.get(name, 0.0) for name in names)
     on_gpu = tf.config.experimental.tensor_float_32_execution_enabled() and tf.config.list_physical_devices("GPU")
@@ -232,7 +233,7 @@ def _rounding(dtype: tf.DType, layers: list[keras.layers.Layer]) -> float:
 
 def call_model(model: ModelLike, x: TensorLike, training: bool) -> tf.Tensor:
     """Calls a model, with `training` where it takes that argument (as `fit` does)."""
-    if getattr(model, "_call_has_training_arg", True):
+    if _keras.takes_training(model):
         return model(x, training=training)
     return model(x)
 
@@ -244,7 +245,7 @@ def ensure_built(model: ModelLike, x: Any) -> None:
         model: a Keras model.
         x: a batch of its inputs.
     """
-    if all(layer.built for layer in model._flatten_layers()):
+    if all(layer.built for layer in _keras.all_layers(model)):
         return
     symbols = tf.nest.map_structure(lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x)
     call_model(model, symbols, training=True)

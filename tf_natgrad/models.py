@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad._planning import plan_solver
 from tf_natgrad._train_function import NOT_FINITE, TrainFunction
@@ -37,15 +37,18 @@ class NaturalGradientMixin:
     >>> MyModel().compile("adam", "mse")
     """
 
+    # What `supports_jit` was set to.
+    _jit_allowed = True
+
     @property
     def supports_jit(self) -> bool:
         """Whether `jit_compile="auto"` may compile this model: not with a solver that needs SVD or eigh."""
         natural = natural_gradient_optimizer(self)
-        return self.__dict__.get("_supports_jit", True) and (natural is None or natural.solver.supports_jit)
+        return self._jit_allowed and (natural is None or natural.solver.supports_jit)
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
-        self.__dict__["_supports_jit"] = value
+        _keras.attach(self, "_jit_allowed", value)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: the natural gradient of the batch, or stock Keras's step with another optimizer.
@@ -167,8 +170,7 @@ class NaturalGradientMixin:
                     "Concatenate the outputs of a model with several, or train its heads one by one.",
                 )
             )
-        # `get_compile_config` would read variables, which a trace cannot.
-        loss_weights = self._compile_config.config.get("loss_weights")
+        loss_weights = _keras.loss_weights_of(self)
         if loss_weights is not None:
             raise ValueError(
                 _checks.message("loss_weights", loss_weights, "None", "Scale `damping` and `learning_rate` instead.")
@@ -179,7 +181,7 @@ class NaturalGradientMixin:
         """The variables that are `NaturalGradient`'s: all, unless a `MultiOptimizer` leaves some to others."""
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        own = {id(v) for v in natural._trainable_variables}
+        own = {id(v) for v in _keras.optimized_variables(natural)}
         return [v for v in self.trainable_variables if id(v) in own]
 
     def _plan_step(self, natural: NaturalGradient, damping: tf.Tensor, x: Any, y: Any, sample_weight: Any) -> _Step:
@@ -198,7 +200,7 @@ class NaturalGradientMixin:
         last = None
         if natural.last_direction:
             flat = FlatParameters(variables)
-            last = flat.flatten([natural.last_direction[natural._get_variable_index(v)].value for v in variables])
+            last = flat.flatten([_keras.slot_of(natural, natural.last_direction, v).value for v in variables])
 
         def times(factor: keras.Variable | None) -> tf.Tensor | None:
             return None if factor is None else tf.cast(factor.value, last.dtype) * last
@@ -280,7 +282,7 @@ class NaturalGradientMixin:
         is_own = [id(variable) in own for variable in self.trainable_variables]
         # Clipped here already: what a search shortens would be clipped to the same length again and again.
         whole = [u * tf.cast(step.shrink, u.dtype) for u, mine in zip(updates, is_own, strict=True) if mine]
-        clipped = iter(natural._clip_gradients(whole))
+        clipped = iter(_keras.clip(natural, whole))
         planned = [next(clipped) if mine else u for u, mine in zip(updates, is_own, strict=True)]
         decays_first = natural.line_search is not None and bool(natural.weight_decay)
 
@@ -331,8 +333,9 @@ class NaturalGradientMixin:
         """Where the optimizer keeps the last direction, with the direction to keep."""
         if natural.last_direction:
             for variable, update in zip(self.trainable_variables, updates, strict=True):
-                if natural._var_key(variable) in natural._trainable_variables_indices:
-                    yield natural.last_direction[natural._get_variable_index(variable)], update
+                slot = _keras.slot_of(natural, natural.last_direction, variable)
+                if slot is not None:
+                    yield slot, update
 
 
 @dataclasses.dataclass
@@ -461,8 +464,8 @@ def _refuse_training_mode(model: keras.Model) -> None:
     """Refuses micro-batches for a model that would have to be called in training mode."""
     stateful = [
         layer.name
-        for layer in model._flatten_layers(include_self=False)
-        if getattr(layer, "seed_generator", None) is not None or (layer.trainable and layer._non_trainable_variables)
+        for layer in _keras.all_layers(model, include_self=False)
+        if getattr(layer, "seed_generator", None) is not None or (layer.trainable and _keras.state_of_layer(layer))
     ]
     if stateful:
         raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._direction import batch_direction
 from tf_natgrad._planning import needs_plan, plan_solver, shapes_of, without_gram
 from tf_natgrad._typing import LossLike, TensorLike
@@ -91,7 +91,7 @@ def natural_gradient(
     if sample_weight is not None:
         sample_weight = _checks.as_tensor("sample_weight", sample_weight)
     is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
-    kept = _kept_with(model)
+    kept = _keras.kept_with(model, "_tf_natgrad_directions", _Kept)
     # A batch that is refused leaves no statistics behind.
     statistics = model.non_trainable_variables
     before = [tf.identity(v.value) for v in statistics]
@@ -198,14 +198,6 @@ class _Kept:
         self._functions.move_to_end(key)
         value, info = self._functions[key][1](*data, damping)
         return value, info if planned is None or info.why else info._replace(why=planned.why)
-
-
-def _kept_with(model: keras.Model) -> _Kept:
-    name = "_tf_natgrad_directions"
-    if not hasattr(model, name):
-        # Past Keras, which would look into it for variables.
-        object.__setattr__(model, name, _Kept())
-    return getattr(model, name)
 
 
 def _keep(table: collections.OrderedDict, key: Hashable, value: Any) -> None:

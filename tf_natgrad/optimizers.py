@@ -10,13 +10,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad.solvers import Solver, get, to_config
 from tf_natgrad.step import LevenbergMarquardt, LineSearch
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
-class NaturalGradient(keras.optimizers.Optimizer):
+class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
     """Natural gradient descent: `theta <- theta - learning_rate * (F + damping I)^-1 g`.
 
     `F` is the exact Fisher of the batch and `g` its gradient. The direction couples all weights, so it is formed by
@@ -168,7 +168,6 @@ class NaturalGradient(keras.optimizers.Optimizer):
         self._rejected_steps = self.add_variable((), initializer="zeros", dtype="int32", name="rejected_steps")
         self._last_direction: list[keras.Variable] = []
         self._takes_direction = False
-        self._decayed = False
 
     def _add_number(self, name: str, value: float) -> keras.Variable:
         variable = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name=name)
@@ -265,11 +264,11 @@ class NaturalGradient(keras.optimizers.Optimizer):
                 raise ValueError(
                     _checks.message("direction", f"shape {d.shape}", f"{tuple(variable.shape)}, as its variable")
                 )
-        self._takes_direction, self._decayed = True, decayed
+        self._takes_direction, self._leaves_out_decay = True, decayed
         try:
             (through or self).apply(direction, variables)
         finally:
-            self._takes_direction = self._decayed = False
+            self._takes_direction = self._leaves_out_decay = False
 
     def decay_weights(self, variables: Sequence[keras.Variable]) -> None:
         """Applies the weight decay of one step, which the next `apply_direction(..., decayed=True)` leaves out.
@@ -277,11 +276,7 @@ class NaturalGradient(keras.optimizers.Optimizer):
         Args:
             variables: the trainable variables.
         """
-        super()._apply_weight_decay(_check_variables(variables))
-
-    def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
-        if not self._decayed:
-            super()._apply_weight_decay(variables)
+        self._decay_now(_check_variables(variables))
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Refuses plain gradients; `apply_direction` is the way in.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions._base import Distribution
 from tf_natgrad.distributions.bernoulli import BernoulliPd, BernoulliProbabilitiesPd
@@ -129,7 +129,7 @@ class Likelihood:
         shape = tf.shape(pd.parameters)[:-1]
         weights = tf.ones(shape, dtype)
         count = tf.cast(tf.reduce_prod(shape), dtype)
-        mask = getattr(outputs, "_keras_mask", None)
+        mask = _keras.mask_of(outputs)
         if mask is not None:
             weights *= tf.cast(mask, dtype)
             if self.reduction in _MEAN_REDUCTIONS:
@@ -309,7 +309,7 @@ def likelihood_of(loss: LossLike) -> Likelihood:
             )
         )
     config = {"axis": -1, "ignore_class": None, "label_smoothing": 0.0, "from_logits": False}
-    config |= getattr(found, "_fn_kwargs", {}) | found.get_config()
+    config |= _keras.options_of(found)
     for option, allowed in (("axis", (-1,)), ("ignore_class", (None,))):
         if config[option] not in allowed:
             raise ValueError(
@@ -331,7 +331,7 @@ def _cross_entropy(loss: keras.losses.Loss, config: dict, *, sparse: bool) -> Li
     smoothing = 0.0 if sparse else config["label_smoothing"]
 
     def make(outputs: tf.Tensor) -> Distribution:
-        logits = _recovered_logits(outputs, "Softmax")
+        logits = _keras.logits_behind(outputs, "Softmax")
         if logits is None and not config["from_logits"]:
             return CategoricalPd.from_probabilities(_at_least_single(outputs))
         return CategoricalPd(_at_least_single(outputs if logits is None else logits))
@@ -349,7 +349,7 @@ def _binary(loss: keras.losses.Loss, config: dict) -> Likelihood:
     smoothing = config["label_smoothing"]
 
     def make(outputs: tf.Tensor) -> Distribution:
-        logits = _recovered_logits(outputs, "Sigmoid")
+        logits = _keras.logits_behind(outputs, "Sigmoid")
         if logits is None and not config["from_logits"]:
             return BernoulliPd.from_probabilities(_at_least_single(outputs))
         return BernoulliPd(_at_least_single(outputs if logits is None else logits))
@@ -377,14 +377,6 @@ def _own(loss: NegativeLogLikelihood, config: dict) -> Likelihood:
 
 def _own_targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
     return pd.targets(y)
-
-
-def _recovered_logits(outputs: tf.Tensor, op_type: str) -> tf.Tensor | None:
-    """The logits behind a softmax or sigmoid that made `outputs`, found the way Keras's losses find them."""
-    logits = getattr(outputs, "_keras_logits", None)
-    if logits is not None or tf.executing_eagerly():
-        return logits
-    return outputs.op.inputs[0] if outputs.op.type == op_type else None
 
 
 def _at_least_single(outputs: tf.Tensor) -> tf.Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
+from tf_natgrad import _keras
 from tf_natgrad.gram._base import LayerCall, Rule
-from tf_natgrad.gram._reads import watch_reads
 from tf_natgrad.gram.registry import FALLBACK, has_rule, registered_rule, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
@@ -201,11 +201,11 @@ def capture(model: keras.layers.Layer) -> Iterator[Record]:
         The `Record` that fills up.
     """
     record = Record()
-    graph = _graph()
+    graph = _keras.graph_now()
     with contextlib.ExitStack() as stack:
         for layer in _units(model):
             _record_layer(stack, layer, record, graph)
-        watch_reads(stack, model.trainable_variables, record.note_read)
+        _keras.watch_reads(stack, model.trainable_variables, record.note_read)
         yield record
 
 
@@ -221,14 +221,14 @@ def _units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
         if is_unit or _owns_weights(node):
             yield node
         else:
-            for child in node._flatten_layers(include_self=False, recursive=False):
+            for child in _keras.all_layers(node, include_self=False, recursive=False):
                 yield from walk(child)
 
     yield from walk(layer)
 
 
 def _owns_weights(layer: keras.layers.Layer) -> bool:
-    inner = {id(v) for child in layer._flatten_layers(include_self=False) for v in child.variables}
+    inner = {id(v) for child in _keras.all_layers(layer, include_self=False) for v in child.variables}
     return any(id(v) not in inner for v in layer.trainable_variables)
 
 
@@ -254,7 +254,7 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
             record.calls.append(call)
         return output
 
-    _swap(stack, layer, "call", recording_call)
+    _keras.replace_attribute(stack, layer, "call", recording_call)
     if registered_rule(layer).pre_activation:
         activation = layer.activation
 
@@ -263,21 +263,7 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
                 pending[-1].output = x
             return activation(x, *args, **kwargs)
 
-        _swap(stack, layer, "activation", recording_activation)
-
-
-def _swap(stack: contextlib.ExitStack, layer: keras.layers.Layer, name: str, value: object) -> None:
-    had = name in vars(layer)
-    before = vars(layer).get(name)
-
-    def restore():
-        if had:
-            object.__setattr__(layer, name, before)
-        else:
-            object.__delattr__(layer, name)
-
-    stack.callback(restore)
-    object.__setattr__(layer, name, value)
+        _keras.replace_attribute(stack, layer, "activation", recording_activation)
 
 
 def _mixing_refusal(layer: keras.layers.Layer, call: LayerCall) -> str | None:
@@ -293,29 +279,17 @@ def _mixing_refusal(layer: keras.layers.Layer, call: LayerCall) -> str | None:
 
 def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str | None:
     """Why a rule cannot treat this call, if so."""
-    if call.kwargs.get("training") and rule_for(layer) is FALLBACK and _draws_random_numbers(layer):
+    if call.kwargs.get("training") and rule_for(layer) is FALLBACK and _keras.draws_random_numbers(layer):
         return (
             f"Layer {layer.name!r} draws random numbers inside a layer with weights; the Gram solver would have to "
             f"draw them again. {_WAY_OUT}, or set its dropout to 0 and add a Dropout layer."
         )
-    if _graph() is not graph:
+    if _keras.graph_now() is not graph:
         return (
             f"Layer {layer.name!r} is called inside a loop or a function of its own, where the Gram solver cannot "
             f"see it. {_WAY_OUT}."
         )
     return None
-
-
-def _draws_random_numbers(layer: keras.layers.Layer) -> bool:
-    rates = ("dropout", "recurrent_dropout", "rate", "_dropout")
-    inner = layer._flatten_layers(include_self=True)
-    return any(
-        isinstance(getattr(node, name, None), float) and getattr(node, name) > 0 for node in inner for name in rates
-    )
-
-
-def _graph() -> object:
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 __all__ = ["MEMORY_LIMIT", "Record", "capture"]

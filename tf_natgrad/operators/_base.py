@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.parameters import FlatParameters
 
@@ -36,7 +36,7 @@ class FactoredRhs(NamedTuple):
     rest: tf.Tensor | None = None
 
 
-class CurvatureOperator(tf.linalg.LinearOperator):
+class CurvatureOperator(_keras.SquareOperator):
     """A symmetric matrix `[n, n]` over a model's trainable variables, known by its products.
 
     On one batch it is the matrix at the weights of its construction: it keeps what the forward pass recorded and is
@@ -53,10 +53,10 @@ class CurvatureOperator(tf.linalg.LinearOperator):
 
     def __init__(self, flat_parameters: FlatParameters, name: str):
         self._flat = flat_parameters
-        self._compiled_functions = _Unwrapped()
+        self._compiled_functions: _keras.Untracked[dict[object, Callable]] = _keras.Untracked({})
         parameters = {"flat_parameters": flat_parameters, "name": name}
         super().__init__(
-            dtype=flat_parameters.dtype, is_self_adjoint=True, is_square=True, name=name, parameters=parameters
+            flat_parameters.size, dtype=flat_parameters.dtype, is_self_adjoint=True, name=name, parameters=parameters
         )
 
     @property
@@ -105,7 +105,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
             flat = tf.nest.flatten(arguments)
             tensors = [tf.convert_to_tensor(a) for a in flat if a is not None]
             signature = (key, tuple((t.shape, t.dtype) for t in tensors), tuple(a is None for a in flat))
-            table = self._compiled_functions.table
+            table = self._compiled_functions.value
             if signature not in table:
 
                 def body(*tensors):
@@ -131,7 +131,7 @@ class CurvatureOperator(tf.linalg.LinearOperator):
         Returns:
             The one object of that key.
         """
-        table = self._compiled_functions.table
+        table = self._compiled_functions.value
         if key not in table:
             table[key] = make()
         return table[key]
@@ -293,17 +293,6 @@ class CurvatureOperator(tf.linalg.LinearOperator):
             )
         return _checks.as_tensor(argument, x, self.dtype)
 
-    # What `tf.linalg.LinearOperator` asks of a subclass.
-
-    def _shape(self) -> tf.TensorShape:
-        return tf.TensorShape([self._flat.size, self._flat.size])
-
-    def _shape_tensor(self) -> tf.Tensor:
-        return tf.constant([self._flat.size, self._flat.size], tf.int32)
-
-    def _matmul(self, x: tf.Tensor, adjoint: bool = False, adjoint_arg: bool = False) -> tf.Tensor:
-        return self.matmul(x, adjoint, adjoint_arg)
-
 
 class FactoredOperator(CurvatureOperator):
     """A matrix `A^T A` whose factor `A` `[m, n]` and Gram matrix `K = A A^T` `[m, m]` are known by products."""
@@ -417,13 +406,6 @@ class FactoredOperator(CurvatureOperator):
             factor = self._dense_factor()
             return tf.linalg.matmul(factor, factor, transpose_a=True)
         return super()._dense()
-
-
-class _Unwrapped:
-    """Keeps TensorFlow's attribute tracking away from a table of functions."""
-
-    def __init__(self):
-        self.table: dict[object, Callable] = {}
 
 
 def over_units(function: Callable[[tf.Tensor], tf.Tensor], size: int, dtype: tf.DType, at_once: int = 128) -> tf.Tensor:

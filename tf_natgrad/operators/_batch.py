@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._progress import progress_bar
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
@@ -20,9 +19,6 @@ from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mis
 from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
-
-_TF_MOMENTS = tf.nn.moments
-_MOMENTS_LOCK = threading.RLock()
 
 
 @dataclasses.dataclass
@@ -157,7 +153,7 @@ def run_batch(
     outer = tf.GradientTape(persistent=True) if second_order else None
     with outer or contextlib.nullcontext():
         with tf.GradientTape(persistent=True) as tape, capture(model) as record:
-            with _twice_differentiable_moments() if second_order else contextlib.nullcontext():
+            with _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext():
                 outputs = call_model(model, x, training)
             pd = likelihood.distribution(outputs)
         if flat_parameters is None:
@@ -179,32 +175,6 @@ def run_batch(
         if second_order:
             batch.linearization.record_gradient(outer, batch.score())
     return batch
-
-
-@contextlib.contextmanager
-def _twice_differentiable_moments() -> Iterator[None]:
-    """Replaces `tf.nn.moments`, on which normalisation layers build, for a while.
-
-    Its variance holds the mean constant. That leaves the first derivative as it is, and makes the second one wrong.
-    """
-    with _MOMENTS_LOCK:
-        tf.nn.moments = _moments
-        try:
-            yield
-        finally:
-            tf.nn.moments = _TF_MOMENTS
-
-
-def _moments(x, axes, shift=None, keepdims=False, name=None):
-    """`tf.nn.moments`, with all its derivatives."""
-    del shift
-    with tf.name_scope(name or "moments"):
-        y = tf.cast(x, tf.float32) if x.dtype in (tf.float16, tf.bfloat16) else x
-        mean = tf.reduce_mean(y, axes, keepdims=True)
-        variance = tf.reduce_mean(tf.math.squared_difference(y, mean), axes, keepdims=True)
-        if not keepdims:
-            mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-        return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
 def check_inputs(x: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, likelihood_of
 from tf_natgrad.linearize import ensure_built
@@ -184,7 +184,7 @@ class ModelOperator(CurvatureOperator):
                 flat_parameters=self._flat,
                 second_order=self._second_order,
             )
-            if getattr(batch.outputs, "_keras_mask", None) is not None and source.likelihood.reduction != "sum":
+            if _keras.mask_of(batch.outputs) is not None and source.likelihood.reduction != "sum":
                 raise ValueError(
                     _checks.message(
                         "data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._base import CurvatureOperator
 
@@ -15,7 +15,6 @@ class Damped(CurvatureOperator):
     Solvers look at `.base` and `.damping`: the Gram form needs them apart.
 
     Attributes:
-        base: the matrix without damping.
         damping: scalar tensor >= 0.
         static_damping: its value, where it is known while tracing, or `None`.
 
@@ -29,9 +28,6 @@ class Damped(CurvatureOperator):
         TypeError: if `base` is not a curvature operator, or `damping` not a number.
     """
 
-    # TensorFlow's search for variables cannot look into an operator inside an operator.
-    _TF_MODULE_IGNORED_PROPERTIES = CurvatureOperator._TF_MODULE_IGNORED_PROPERTIES | {"base"}
-
     def __init__(self, base: CurvatureOperator, damping: TensorLike):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
@@ -40,11 +36,17 @@ class Damped(CurvatureOperator):
         if isinstance(base, Damped):
             damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)
             base = base.base
-        self.base = base
+        # TensorFlow's search for variables cannot look into an operator inside an operator.
+        self._base = _keras.Untracked(base)
         known = tf.is_tensor(damping) or hasattr(damping, "assign")
         self.damping = tf.cast(tf.convert_to_tensor(damping), self.dtype) if known else tf.constant(damping, self.dtype)
         static = tf.get_static_value(self.damping)
         self.static_damping = None if static is None else float(static)
+
+    @property
+    def base(self) -> CurvatureOperator:
+        """The matrix without damping."""
+        return self._base.value
 
     @property
     def is_positive_semi_definite(self) -> bool:

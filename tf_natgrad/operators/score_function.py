@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.operators._base import CurvatureOperator
@@ -308,21 +308,14 @@ class _Symmetrized(CurvatureOperator):
 
     def __init__(self, base: ReturnHessian):
         super().__init__(base.flat_parameters, name="Symmetrized")
-        self._source = _Unlisted(base)
+        self._base = _keras.Untracked(base)
 
     def _product(self, vector: tf.Tensor) -> tf.Tensor:
-        base = self._source.base
+        base = self._base.value
         return 0.5 * (base._product(vector) + base._adjoint_product(vector))
 
     def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        return self._source.base._map_rows(function, rows)
-
-
-class _Unlisted:
-    """Keeps an operator away from TensorFlow's attribute tracking."""
-
-    def __init__(self, base: ReturnHessian):
-        self.base = base
+        return self._base.value._map_rows(function, rows)
 
 
 @dataclasses.dataclass

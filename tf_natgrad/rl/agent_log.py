@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._progress import progress_bar
 
 
@@ -110,10 +110,7 @@ class TensorBoardLog:
         Args:
             record: of the update.
         """
-        # What `tf.summary.scalar` writes; that one asks for TensorBoard.
-        metadata = tf.compat.v1.SummaryMetadata(
-            plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-        )
+        metadata = _keras.scalar_summary_metadata()
         with self._writer.as_default(step=record.steps):
             for name, value in record._asdict().items():
                 if name != "steps" and math.isfinite(value):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.rl.advantages import check_gae_lambda, generalized_advantages
 from tf_natgrad.rl.agent_log import Record, logs
@@ -604,7 +604,7 @@ class TRPO(NaturalPolicyGradient):
 
 
 def _normalizations(network: keras.Model) -> list[ObservationNormalization]:
-    return [layer for layer in network._flatten_layers() if isinstance(layer, ObservationNormalization)]
+    return [layer for layer in _keras.all_layers(network) if isinstance(layer, ObservationNormalization)]
 
 
 __all__ = ["TRPO", "NaturalPolicyGradient"]

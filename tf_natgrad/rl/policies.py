@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.distributions import CategoricalPd, DiagGaussianPd, Distribution
 
@@ -253,7 +253,7 @@ def has_kinks(policy: keras.Model) -> bool:
     kinds = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.PReLU)
     return any(
         isinstance(layer, kinds) or getattr(getattr(layer, "activation", None), "__name__", "") in names
-        for layer in policy._flatten_layers()
+        for layer in _keras.all_layers(policy)
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._progress import progress_bar
 from tf_natgrad.rl.environments import final_observations_kept, vector_environment
 from tf_natgrad.rl.episodes import Episodes
@@ -185,12 +185,9 @@ def _transitions(
 
 def _acting(policy: Policy, deterministic: bool, shape: tuple[int, ...]) -> Callable[[np.ndarray, Any], np.ndarray]:
     """The compiled choice of actions for observations of one shape, made once and kept with the policy."""
-    table = getattr(policy, _ACTING, None)
-    if table is None:
-        table = _Table()
-        object.__setattr__(policy, _ACTING, table)
+    functions = _keras.kept_with(policy, "_tf_natgrad_acting", lambda: _keras.Untracked({})).value
     key = deterministic, shape
-    if key not in table.functions:
+    if key not in functions:
 
         def choice(observations: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             if deterministic:
@@ -198,21 +195,11 @@ def _acting(policy: Policy, deterministic: bool, shape: tuple[int, ...]) -> Call
             return policy.sample(observations, seed)
 
         # Called by itself it takes half the time that `tf.function` does, which would look at each argument anew.
-        table.functions[key] = tf.function(choice, autograph=False).get_concrete_function(
+        functions[key] = tf.function(choice, autograph=False).get_concrete_function(
             tf.TensorSpec(shape, policy.compute_dtype), tf.TensorSpec([2], tf.int32)
         )
-    function = table.functions[key]
+    function = functions[key]
     return lambda observations, seed: function(tf.constant(observations), tf.constant(seed)).numpy()
-
-
-_ACTING = "_tf_natgrad_acting"
-
-
-class _Table:
-    """Compiled functions; a plain object, so that Keras's tracking leaves it alone."""
-
-    def __init__(self):
-        self.functions: dict[tuple, Any] = {}
 
 
 def _run(env: Any, policy: Policy, num_episodes: int, seed: int, deterministic: bool, progress: bool) -> Episodes:

@@ -112,7 +112,8 @@ def _made(gym: Any, make: Any, num_envs: int) -> Any:
             env = make()
         except gym.error.Error as error:
             raise ValueError(_checks.message("env", str(error), expected)) from error
-        if not isinstance(env, gym.Env):
+        # What has these is good enough, whatever its class.
+        if not all(hasattr(env, name) for name in ("reset", "step", "observation_space", "action_space")):
             raise TypeError(_checks.message("env", f"a function that returned {_checks.described(env)}", expected))
         return env
 

@@ -269,9 +269,9 @@ def test_a_failure_of_arpack_is_told(monkeypatch):
 def test_what_is_no_square_matrix_of_real_numbers_is_refused(call):
     for bad, error, match in (
         (np.eye(30), TypeError, "received ndarray.*LinearOperatorFullMatrix"),
-        (_foreign(np.ones((3, 4)), is_self_adjoint=None), ValueError, r"received shape \(3, 4\)"),
-        (_foreign(np.ones((2, 4, 4))), ValueError, r"received shape \(2, 4, 4\)"),
-        (_foreign(np.eye(30), "complex128"), TypeError, "received dtype complex128"),
+        (_foreign(np.ones((3, 4)), is_self_adjoint=None), ValueError, r"received an operator of shape \(3, 4\)"),
+        (_foreign(np.ones((2, 4, 4))), ValueError, r"received an operator of shape \(2, 4, 4\)"),
+        (_foreign(np.eye(30), "complex128"), TypeError, "received an operator of dtype complex128"),
     ):
         with pytest.raises(error, match=rf"`operator`: {match}"):
             call(bad)

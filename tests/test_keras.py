@@ -293,14 +293,30 @@ class Decayed(_keras.SeparateWeightDecay, keras.optimizers.SGD):
     pass
 
 
-@pytest.mark.parametrize(("leaves_out", "expected"), [(False, 0.95), (True, 1.0)])
-def test_weight_decay_can_be_left_out_of_a_step(leaves_out, expected):
+def test_weight_decay_is_a_step_of_its_own():
     variable, optimizer = keras.Variable([1.0]), Decayed(0.1, weight_decay=0.5)
-    optimizer._leaves_out_decay = leaves_out
     optimizer.apply([tf.zeros([1])], [variable])
-    np.testing.assert_allclose(variable, [expected])
-    optimizer._decay_now([variable])
-    np.testing.assert_allclose(variable, [expected * 0.95])
+    np.testing.assert_array_equal(variable, [1.0])
+    foretold = optimizer.decayed(variable)
+    optimizer.decay([variable])
+    np.testing.assert_array_equal(variable, foretold)
+    np.testing.assert_allclose(variable, [0.95])
+
+
+def test_a_weight_without_decay_is_foretold_as_it_is():
+    variable, optimizer = keras.Variable([1.0]), Decayed(0.1, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay([variable])
+    optimizer.build([variable])
+    np.testing.assert_array_equal(optimizer.decayed(variable), [1.0])
+
+
+def test_steps_of_a_multi_optimizer_are_counted():
+    parts = [keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.2)]
+    optimizer = keras.optimizers.MultiOptimizer(lambda variable: parts[0])
+    optimizer.build([keras.Variable([1.0])])
+    _keras.count_step(optimizer)
+    _keras.count_step(parts[1])
+    assert int(optimizer.iterations) == 1 and int(parts[1].iterations) == 0
 
 
 class Doubling(_keras.SquareOperator):

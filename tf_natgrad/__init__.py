@@ -2,15 +2,15 @@
 
 from tf_natgrad import callbacks, distributions, operators, parameters, rl, solvers, spectrum
 from tf_natgrad.fisher_scoring import fisher_scoring
-from tf_natgrad.models import (
+from tf_natgrad.natural_gradient import natural_gradient
+from tf_natgrad.steps import LevenbergMarquardt, LineSearch
+from tf_natgrad.training import (
+    NaturalGradient,
     NaturalGradientMixin,
     NaturalGradientModel,
     NaturalGradientSequential,
     natural_gradient_model,
 )
-from tf_natgrad.natural_gradient import natural_gradient
-from tf_natgrad.optimizers import NaturalGradient
-from tf_natgrad.step import LevenbergMarquardt, LineSearch
 
 __version__ = "0.1.0"
 

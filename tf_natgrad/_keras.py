@@ -226,21 +226,31 @@ def clip(optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor]) 
 
 
 class SeparateWeightDecay:
-    """For Keras optimizers whose weight decay can be applied before the rest of a step (`_apply_weight_decay`).
+    """For Keras optimizers whose weight decay is a step of its own (`_apply_weight_decay`, `_use_weight_decay`).
 
     Put it before the Keras class.
     """
 
-    # Whether steps leave the weight decay out.
-    _leaves_out_decay = False
-
-    def _decay_now(self, variables: Sequence[keras.Variable]) -> None:
+    def decay(self, variables: Sequence[keras.Variable]) -> None:
         """Applies the weight decay of one step."""
         super()._apply_weight_decay(variables)
 
+    def decayed(self, variable: keras.Variable) -> tf.Tensor:
+        """Returns what `decay` would make of a variable."""
+        value = tf.convert_to_tensor(variable.value)
+        if self.weight_decay is None or not self._use_weight_decay(variable):
+            return value
+        rate, share = (tf.cast(x, value.dtype) for x in (self.learning_rate, self.weight_decay))
+        return value - value * share * rate
+
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
-        if not self._leaves_out_decay:
-            self._decay_now(variables)
+        """Nothing: the decay was applied, or is not wanted."""
+
+
+def count_step(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raises the number of steps of an optimizer that delegates them (`MultiOptimizer._iterations`)."""
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        optimizer._iterations.assign_add(1)
 
 
 # TensorFlow.
@@ -351,6 +361,7 @@ __all__ = [
     "all_layers",
     "attach",
     "clip",
+    "count_step",
     "draws_random_numbers",
     "graph_now",
     "kept_with",

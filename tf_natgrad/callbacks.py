@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from tf_natgrad import _checks
-from tf_natgrad.models import natural_gradient_optimizer
+from tf_natgrad.training.models import natural_gradient_optimizer
 
 _LOGGER = logging.getLogger("tf_natgrad")
 

@@ -4,14 +4,18 @@ from tf_natgrad.distributions._base import Distribution
 from tf_natgrad.distributions.bernoulli import BernoulliPd
 from tf_natgrad.distributions.categorical import CategoricalPd
 from tf_natgrad.distributions.gaussian import DiagGaussianPd
-from tf_natgrad.distributions.losses import Likelihood, NegativeLogLikelihood, likelihood_of
+from tf_natgrad.distributions.joint import JointPd
+from tf_natgrad.distributions.likelihood import Likelihood
+from tf_natgrad.distributions.losses import NegativeLogLikelihood, joint_likelihood, likelihood_of
 
 __all__ = [
     "BernoulliPd",
     "CategoricalPd",
     "DiagGaussianPd",
     "Distribution",
+    "JointPd",
     "Likelihood",
     "NegativeLogLikelihood",
+    "joint_likelihood",
     "likelihood_of",
 ]

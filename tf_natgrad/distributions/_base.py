@@ -6,7 +6,8 @@ import abc
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
+from tf_natgrad._conditions import Checked, Condition
 from tf_natgrad._typing import TensorLike
 
 
@@ -76,8 +77,26 @@ class Distribution(abc.ABC):
         Raises:
             ValueError: if the shape or the values do not fit.
         """
+        return self.checked_targets(value).judged()
+
+    def checked_targets(self, value: TensorLike) -> Checked:
+        """`value` in the form that `log_prob` takes, with the conditions under which it is one, not yet judged.
+
+        Distributions with values of a kind of their own override this; `targets` judges.
+
+        Args:
+            value: labels, one or D numbers for each distribution.
+
+        Returns:
+            A tensor with its conditions.
+
+        Raises:
+            ValueError: if the shape is known not to fit.
+        """
         value = tf.convert_to_tensor(value)
-        return value if self.event_size is None else event_targets(value, self.parameters, self.event_size)
+        if self.event_size is None:
+            return Checked(value, [])
+        return event_targets(value, self.parameters, self.event_size)
 
     def mode(self) -> tf.Tensor:
         """The most probable value."""
@@ -108,6 +127,19 @@ class Distribution(abc.ABC):
         vector = self._operand(vector, self.parameters.shape[-1])
         return tf.einsum("...c,r...c->...r", vector, self.fisher_factor_columns())
 
+    def sampled_score(self, seed: TensorLike) -> tf.Tensor:
+        """The gradient of `-log_prob` of a label drawn from the distribution itself, `[..., C]`.
+
+        The mean of its outer product over seeds is the Fisher `L`.
+
+        Args:
+            seed: two integers.
+
+        Returns:
+            A tensor like the parameters.
+        """
+        return self.fisher_factor(self.score_factor(self.sample(seed)))
+
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
         """`L v = S S^T v`: `[..., C] -> [..., C]`."""
         return self.fisher_factor(self.fisher_factor_transpose(vector))
@@ -134,7 +166,21 @@ class Distribution(abc.ABC):
         _checks.check_instance("other", other, kind, f"a `{kind.__name__}`")
 
 
-def event_targets(value: TensorLike, parameters: tf.Tensor, size: int) -> tf.Tensor:
+def checked_targets_of(pd: Distribution, value: TensorLike) -> Checked:
+    """Labels in the form that a distribution takes, also of a class that overrides `targets` and judges itself.
+
+    Args:
+        pd: a distribution.
+        value: labels.
+
+    Returns:
+        A tensor with its conditions.
+    """
+    judges_itself = type(pd).targets is not Distribution.targets
+    return Checked(pd.targets(value), []) if judges_itself else pd.checked_targets(value)
+
+
+def event_targets(value: TensorLike, parameters: tf.Tensor, size: int) -> Checked:
     """Targets `[..., size]` for distributions with these parameters `[..., C]`, in the dtype of the parameters.
 
     Args:
@@ -143,10 +189,10 @@ def event_targets(value: TensorLike, parameters: tf.Tensor, size: int) -> tf.Ten
         size: the numbers that one draw has.
 
     Returns:
-        A tensor.
+        A tensor, on condition that its shape fits and that it is finite.
 
     Raises:
-        ValueError: if the shape is another one, or a value is not finite.
+        ValueError: if the shape is known to be another one.
     """
     value = tf.cast(value, parameters.dtype)
     y, rank = value, parameters.shape.rank
@@ -154,15 +200,16 @@ def event_targets(value: TensorLike, parameters: tf.Tensor, size: int) -> tf.Ten
         y = y[..., None]
     elif y.shape.rank == rank + 1 and y.shape[-1] == 1:
         y = tf.squeeze(y, -1)
-    y = require_shape(y, parameters, [size], f"shape {tuple(value.shape)}" if value.shape.rank else "other targets")
-    _checks.require_finite("y", "finite targets", y)
-    return y
+    y, conditions = of_shape(
+        y, parameters, [size], f"shape {tuple(value.shape)}" if value.shape.rank else "other targets"
+    )
+    return Checked(y, [*conditions, _conditions.finite("y", "finite targets", y)])
 
 
-def require_shape(
+def of_shape(
     y: tf.Tensor, parameters: tf.Tensor, event: list[int], received: str, noun: str = "targets", remedy: str = ""
-) -> tf.Tensor:
-    """Refuses targets that are not `[..., *event]` for parameters `[..., C]`: at once, or where the graph runs.
+) -> Checked:
+    """Targets on condition that they are `[..., *event]` for parameters `[..., C]`.
 
     Args:
         y: the targets.
@@ -173,10 +220,10 @@ def require_shape(
         remedy: what the user can do, for the message.
 
     Returns:
-        `y`, with its rank known.
+        `y` with its rank known; zeros of the right shape where the condition does not hold.
 
     Raises:
-        ValueError: if the shape is another one.
+        ValueError: if the shape is known to be another one.
     """
     expected = parameters.shape[:-1].concatenate(event)
     text = _checks.message("y", received, f"{noun} of shape {tuple(expected)}", remedy)
@@ -184,13 +231,13 @@ def require_shape(
         raise ValueError(text)
     if y.shape[1:].is_fully_defined() and expected[1:].is_fully_defined():
         # Only the numbers of examples may differ, of which `Likelihood.targets` says more.
-        return y
+        return Checked(y, [])
     shape = tf.concat([tf.shape(parameters)[:-1], event], 0)
     same = tf.constant(True) if y.shape.rank is not None else tf.equal(tf.rank(y), expected.rank)
     same = tf.cond(same, lambda: tf.reduce_all(tf.equal(tf.shape(y), shape)), lambda: False)
-    _checks.require(same, text)
-    # Nothing else fails before the assertion does.
-    return tf.ensure_shape(tf.cond(same, lambda: y, lambda: tf.zeros(shape, y.dtype)), expected)
+    # Nothing else fails before the condition is judged.
+    safe = tf.ensure_shape(tf.cond(same, lambda: y, lambda: tf.zeros(shape, y.dtype)), expected)
+    return Checked(safe, [Condition(same, text)])
 
 
 def unit_columns(parameters: tf.Tensor) -> tf.Tensor:
@@ -199,4 +246,4 @@ def unit_columns(parameters: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.eye(size, dtype=parameters.dtype), [size] + [1] * (parameters.shape.rank - 1) + [size])
 
 
-__all__ = ["Distribution", "event_targets", "require_shape", "unit_columns"]
+__all__ = ["Distribution", "checked_targets_of", "event_targets", "of_shape", "unit_columns"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Checked, Condition
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.distributions._base import Distribution, event_targets, unit_columns
 
@@ -50,25 +51,23 @@ class BernoulliPd(Distribution):
         """D."""
         return self.parameters.shape[-1]
 
-    def targets(self, value: TensorLike) -> tf.Tensor:
-        """Zeros and ones, or soft targets between them, as `[..., D]` (also `[...]` for D = 1), checked.
+    def checked_targets(self, value: TensorLike) -> Checked:
+        """Zeros and ones, or soft targets between them, as `[..., D]` (also `[...]` for D = 1).
 
         Args:
             value: the labels.
 
         Returns:
-            `[..., D]` in the dtype of the parameters.
+            `[..., D]` in the dtype of the parameters, on condition that all are finite and in [0, 1].
 
         Raises:
-            ValueError: if the shape is another one, or a value is not finite or outside [0, 1].
+            ValueError: if the shape is known to be another one.
         """
-        y = event_targets(value, self.parameters, self.event_size)
-        _checks.require(
-            # What is not finite was seen to, or the batch is to be left out.
-            tf.reduce_all(((y >= 0) & (y <= 1)) | ~tf.math.is_finite(y)),
-            _checks.message("y", "a target outside [0, 1]", "targets between 0 and 1", "They are chances of a one."),
-        )
-        return y
+        y, conditions = event_targets(value, self.parameters, self.event_size)
+        text = _checks.message("y", "a target outside [0, 1]", "targets between 0 and 1", "They are chances of a one.")
+        # Whether all are finite is a condition of its own.
+        inside = Condition(tf.reduce_all(((y >= 0) & (y <= 1)) | ~tf.math.is_finite(y)), text)
+        return Checked(y, [*conditions, inside])
 
     def mode(self) -> tf.Tensor:
         return tf.cast(self.logits > 0, tf.int64)

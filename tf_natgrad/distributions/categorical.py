@@ -5,8 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Checked, Condition
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.distributions._base import Distribution, event_targets, require_shape, unit_columns
+from tf_natgrad.distributions._base import Distribution, event_targets, of_shape, unit_columns
 
 # Below this log-probability a class counts as having it: sqrt(exp(-60)) and its reciprocal, and the products
 # that the Gram form takes of them, stay far inside the range of float32.
@@ -80,8 +81,8 @@ class CategoricalPd(Distribution):
     def mode(self) -> tf.Tensor:
         return tf.argmax(self.parameters, axis=-1)
 
-    def targets(self, value: TensorLike) -> tf.Tensor:
-        """Class indices `[...]` (also `[..., 1]`), or soft targets `[..., C]`, checked.
+    def checked_targets(self, value: TensorLike) -> Checked:
+        """Class indices `[...]` (also `[..., 1]`), or soft targets `[..., C]`.
 
         Args:
             value: the labels. One-hot rows are soft targets.
@@ -244,8 +245,8 @@ class ProbabilitiesPd(CategoricalPd):
         return u[..., :-1] - s[..., :-1] * along
 
 
-def class_indices(value: TensorLike, pd: Distribution, remedy: str = "") -> tf.Tensor:
-    """Labels as integers `[...]`, checked.
+def class_indices(value: TensorLike, pd: Distribution, remedy: str = "") -> Checked:
+    """Labels as integers `[...]`.
 
     Args:
         value: whole numbers of any dtype, `[...]` or `[..., 1]`.
@@ -253,45 +254,45 @@ def class_indices(value: TensorLike, pd: Distribution, remedy: str = "") -> tf.T
         remedy: what the user can do about a wrong shape, for the message.
 
     Returns:
-        Integers.
+        Integers, on condition that each is a class.
 
     Raises:
-        ValueError: if the shape is another one, or a label is no class.
+        ValueError: if the shape is known to be another one.
     """
     parameters = pd.parameters
     y = tf.convert_to_tensor(value)
     received = f"shape {tuple(y.shape)}" if y.shape.rank is not None else "other labels"
     if y.shape.rank == parameters.shape.rank and y.shape[-1] == 1:
         y = tf.squeeze(y, -1)
-    y = require_shape(y, parameters, [], received, "class indices", remedy)
+    y, conditions = of_shape(y, parameters, [], received, "class indices", remedy)
     classes = parameters.shape[-1]
     # No integer type loses anything, and a small one can hold the number of classes.
     exact = tf.cast(y, tf.float64)
-    _checks.require(
+    in_range = Condition(
         tf.reduce_all((exact >= 0) & (exact < classes) & tf.equal(exact, tf.floor(exact))),
         _checks.message("y", "a label out of range", f"class indices 0 to {classes - 1}", "Check the labels."),
     )
-    return tf.cast(y, tf.int32)
+    return Checked(tf.cast(y, tf.int32), [*conditions, in_range])
 
 
-def soft_targets(value: TensorLike, pd: Distribution) -> tf.Tensor:
-    """Probabilities of the classes `[..., C]`, checked.
+def soft_targets(value: TensorLike, pd: Distribution) -> Checked:
+    """Probabilities of the classes `[..., C]`.
 
     Args:
         value: rows that sum to one, one-hot rows for example.
         pd: a distribution whose parameters are `[..., C]`.
 
     Returns:
-        A tensor in the dtype of the parameters.
+        A tensor in the dtype of the parameters, on condition that each row is a distribution.
 
     Raises:
-        ValueError: if the shape is another one, or a row is no distribution.
+        ValueError: if the shape is known to be another one.
     """
-    y = event_targets(value, pd.parameters, pd.parameters.shape[-1])
+    y, conditions = event_targets(value, pd.parameters, pd.parameters.shape[-1])
     total = tf.reduce_sum(y, -1)
     least = tf.reduce_min(y, -1)
-    _checks.require(
-        # What is not finite was seen to, or the batch is to be left out.
+    of_rows = Condition(
+        # Whether all are finite is a condition of its own.
         tf.reduce_all(
             ((least >= -_ENTRY_TOLERANCE) & (tf.abs(total - 1.0) <= _SUM_TOLERANCE)) | ~tf.math.is_finite(total)
         ),
@@ -302,7 +303,7 @@ def soft_targets(value: TensorLike, pd: Distribution) -> tf.Tensor:
             "For several classes at once use `BinaryCrossentropy`; rows of weight zero need a class too.",
         ),
     )
-    return y
+    return Checked(y, [*conditions, of_rows])
 
 
 def _reflection(s: tf.Tensor) -> tf.Tensor:

@@ -6,176 +6,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
+from tf_natgrad._conditions import Checked
 from tf_natgrad._typing import LossLike, TensorLike
-from tf_natgrad.distributions._base import Distribution
-from tf_natgrad.distributions.bernoulli import BernoulliPd, BernoulliProbabilitiesPd
-from tf_natgrad.distributions.categorical import CategoricalPd, ProbabilitiesPd, class_indices, soft_targets
+from tf_natgrad.distributions._base import Distribution, checked_targets_of
+from tf_natgrad.distributions.bernoulli import BernoulliPd
+from tf_natgrad.distributions.categorical import CategoricalPd, class_indices, soft_targets
 from tf_natgrad.distributions.gaussian import DiagGaussianPd
-
-_MEAN_REDUCTIONS = ("sum_over_batch_size", "mean")
-_HALF = (tf.float16, tf.bfloat16)
-
-# How far outputs that are taken as probabilities may be from [0, 1], and their sum from one. In half precision the
-# sum over many classes is rounded at each class, whoever takes it.
-_TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """A loss read as `sum_i w_i (-log p(y_i | z_i))`, up to a constant.
-
-    Attributes:
-        loss: what the user gave (a Keras loss, its name, or a distribution class).
-        make_distribution: from network outputs `[N, ..., C]` to the distribution, whose `parameters` are what is
-            to be differentiated (the logits, where the outputs come straight from a softmax or sigmoid).
-        make_targets: from the user's `y` and the distribution to what `log_prob` takes, checked.
-        reduction: Keras's name of how the losses of the batch are summed up.
-        mean_over_outputs: whether the loss is a mean over the C outputs too (binary cross-entropy).
-    """
-
-    loss: LossLike
-    make_distribution: Callable[[tf.Tensor], Distribution]
-    make_targets: Callable[[TensorLike, Distribution], tf.Tensor]
-    reduction: str = "sum_over_batch_size"
-    mean_over_outputs: bool = False
-
-    def distribution(self, outputs: tf.Tensor) -> Distribution:
-        """The distribution that the network's outputs `[N, ..., C]` stand for.
-
-        Raises:
-            TypeError: if the model has several outputs.
-            ValueError: if there is no axis of outputs.
-        """
-        if isinstance(outputs, dict | list | tuple):
-            raise TypeError(
-                _checks.message(
-                    "model",
-                    f"{len(outputs)} outputs",
-                    "one output tensor",
-                    "Concatenate the outputs, or train the heads one by one.",
-                )
-            )
-        outputs = outputs if tf.is_tensor(outputs) else _checks.as_tensor("outputs", outputs)
-        if outputs.shape.rank is None or outputs.shape.rank < 2 or outputs.shape[-1] is None:
-            raise ValueError(
-                _checks.message("model", f"outputs of shape {outputs.shape}", "outputs of shape [batch, ..., C]")
-            )
-        return self.make_distribution(outputs)
-
-    def targets(self, y: TensorLike, pd: Distribution) -> tf.Tensor:
-        """`y` in the form that `pd.log_prob` takes.
-
-        Raises:
-            ValueError: if its shape or its labels do not fit the distribution.
-        """
-        _checks.check_instance("pd", pd, Distribution, "a `Distribution`")
-        targets = self.make_targets(_checks.as_tensor("y", y), pd)
-        _require_same_batch("y", targets, pd)
-        return targets
-
-    def check_outputs(self, outputs: tf.Tensor, pd: Distribution, weights: tf.Tensor) -> None:
-        """Refuses outputs that are taken as probabilities and are none, such as logits.
-
-        Args:
-            outputs: the network's outputs.
-            pd: their distribution.
-            weights: of the positions; those of weight zero are left out.
-
-        Raises:
-            ValueError: if an output lies outside [0, 1] or, for a categorical, a row does not sum to one.
-        """
-        if not isinstance(pd, ProbabilitiesPd | BernoulliProbabilitiesPd):
-            return
-        p = pd.parameters
-        tolerance = _HALF_TOLERANCE if outputs.dtype in _HALF else _TOLERANCE
-        sound = (tf.reduce_min(p, -1) >= -tolerance) & (tf.reduce_max(p, -1) <= 1.0 + tolerance)
-        total = tf.reduce_sum(p, -1)
-        expected, layer = "outputs in [0, 1]", "sigmoid"
-        if isinstance(pd, ProbabilitiesPd):
-            sound &= tf.abs(total - 1.0) <= tolerance
-            expected, layer = "outputs in [0, 1] that sum to 1", "softmax"
-        _checks.require(
-            # What is not finite is found out by those who look for it.
-            tf.reduce_all(sound | ~tf.math.is_finite(total) | tf.equal(weights, 0)),
-            _checks.message(
-                "loss",
-                "outputs that are no probabilities, with from_logits=False",
-                expected,
-                f"For logits pass `from_logits=True` to the loss, or end the model in a {layer}.",
-            ),
-        )
-
-    def weights(self, outputs: tf.Tensor, pd: Distribution, sample_weight: TensorLike | None) -> tf.Tensor:
-        """`w`, the weight of each position `[N, ...]`, as Keras's reduction has it.
-
-        Args:
-            outputs: the network's outputs (they may carry a Keras mask).
-            pd: their distribution.
-            sample_weight: `[N]`, `[N, 1]` or one weight per position, or `None`.
-
-        Returns:
-            Non-negative weights, `1 / N` each for a plain mean.
-
-        Raises:
-            ValueError: if the weights have a wrong shape, or one is negative.
-        """
-        _checks.check_instance("pd", pd, Distribution, "a `Distribution`")
-        dtype = pd.parameters.dtype
-        shape = tf.shape(pd.parameters)[:-1]
-        weights = tf.ones(shape, dtype)
-        count = tf.cast(tf.reduce_prod(shape), dtype)
-        mask = _keras.mask_of(outputs)
-        if mask is not None:
-            weights *= tf.cast(mask, dtype)
-            if self.reduction in _MEAN_REDUCTIONS:
-                count = tf.reduce_sum(weights)
-        if sample_weight is not None:
-            given = self._per_position(tf.cast(_checks.as_tensor("sample_weight", sample_weight), dtype), pd)
-            _require_same_batch("sample_weight", given, pd)
-            _checks.require_finite("sample_weight", "finite weights >= 0", given)
-            # What is not finite was seen to, or the batch is to be left out.
-            _checks.require(
-                tf.reduce_all((given >= 0) | ~tf.math.is_finite(given)),
-                _checks.message("sample_weight", "a negative weight", "finite weights >= 0"),
-            )
-            weights *= given
-            if self.reduction == "mean_with_sample_weight":
-                # Keras divides by the sum of the weights as they were given: one per example counts once, not once
-                # for each position, unless a mask has made it one per position.
-                count = tf.reduce_sum(given if mask is None else weights)
-        elif self.reduction == "mean_with_sample_weight":
-            count = tf.reduce_sum(weights)
-        if self.reduction == "sum":
-            count = tf.ones([], dtype)
-        if self.mean_over_outputs:
-            count *= pd.parameters.shape[-1]
-        return tf.math.divide_no_nan(weights, count)
-
-    def _per_position(self, sample_weight: tf.Tensor, pd: Distribution) -> tf.Tensor:
-        target = pd.parameters.shape[:-1]
-        given = sample_weight
-        if given.shape.rank == target.rank + 1 and given.shape[-1] == 1:
-            given = tf.squeeze(given, -1)
-        if given.shape.rank is not None and given.shape.rank < target.rank:
-            given = tf.reshape(given, tf.concat([tf.shape(given), [1] * (target.rank - given.shape.rank)], 0))
-        fits = given.shape.rank == target.rank and all(
-            a is None or b is None or a == b or (a == 1 and axis > 0)
-            for axis, (a, b) in enumerate(zip(given.shape, target, strict=True))
-        )
-        if not fits:
-            raise ValueError(
-                _checks.message(
-                    "sample_weight",
-                    f"shape {tuple(sample_weight.shape)}",
-                    f"one weight per example, or shape {tuple(target)}",
-                )
-            )
-        return given
+from tf_natgrad.distributions.joint import JointLikelihood
+from tf_natgrad.distributions.likelihood import MEAN_REDUCTIONS, Likelihood, at_least_single, same_batch
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -224,15 +68,12 @@ class NegativeLogLikelihood(keras.losses.Loss):
         Raises:
             ValueError: if labels and parameters do not fit (in a graph, TensorFlow's own error with that message).
         """
-        pd = self.distribution(_at_least_single(y_pred))
+        pd = self.distribution(at_least_single(y_pred))
+        targets, conditions = checked_targets_of(pd, y_true)
         # Labels that are not finite make the loss so, as in Keras's losses: whether such a batch is left out is not
-        # known here.
-        with _checks.collected(finite_only_collected=True) as conditions:
-            targets = pd.targets(y_true)
-            _require_same_batch("y", targets, pd)
-        # In a graph the assertions come before whatever is made of the loss, an update of weights for one.
-        with tf.control_dependencies(conditions):
-            return -pd.log_prob(tf.identity(targets))
+        # known here. In a graph the assertions come before whatever is made of the loss, an update of weights for one.
+        conditions = [c for c in [*conditions, *same_batch("y", targets, pd)] if not c.finite]
+        return -pd.log_prob(Checked(targets, conditions).judged())
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -277,7 +118,8 @@ def likelihood_of(loss: LossLike) -> Likelihood:
     'sum_over_batch_size'
 
     Args:
-        loss: a Keras loss object or function, its name, or a subclass of `Distribution`. It is never guessed.
+        loss: a Keras loss object or function, its name, or a subclass of `Distribution`. It is never guessed. For a
+            model with several outputs, a list or dictionary of them; see `joint_likelihood`.
 
     Returns:
         A `Likelihood`.
@@ -287,6 +129,9 @@ def likelihood_of(loss: LossLike) -> Likelihood:
     """
     if isinstance(loss, Likelihood):
         return loss
+    if isinstance(loss, dict | list | tuple) and loss:
+        alone = isinstance(loss, list | tuple) and len(loss) == 1
+        return likelihood_of(loss[0]) if alone else joint_likelihood(loss)
     if isinstance(loss, type) and issubclass(loss, Distribution):
         return likelihood_of(NegativeLogLikelihood(loss))
     found = loss
@@ -320,11 +165,61 @@ def likelihood_of(loss: LossLike) -> Likelihood:
                     "Use a `sample_weight` of zero to leave positions out." if option == "ignore_class" else "",
                 )
             )
-    if found.reduction not in (*_MEAN_REDUCTIONS, "sum", "mean_with_sample_weight"):
+    if found.reduction not in (*MEAN_REDUCTIONS, "sum", "mean_with_sample_weight"):
         raise ValueError(
             _checks.message("loss", f"reduction={found.reduction!r}", "a loss that is reduced to a scalar")
         )
     return dataclasses.replace(make(found, config), loss=loss, reduction=found.reduction)
+
+
+def joint_likelihood(losses: Any, loss_weights: Any = None) -> Likelihood:
+    """Reads the losses of several outputs as one likelihood, to be passed wherever a loss is.
+
+    >>> joint_likelihood(["mse", "mse"], loss_weights=[1.0, 0.5]).reduction
+    'sum_over_batch_size'
+
+    Args:
+        losses: a list in the order of the model's outputs, or a dictionary by their names, of losses or `None`; see
+            `likelihood_of`.
+        loss_weights: a number >= 0 for each of them, in a list or dictionary alike; by default 1.
+
+    Returns:
+        A likelihood whose loss is the weighted sum of the losses, as Keras's.
+
+    Raises:
+        ValueError: if the structures differ, a weight is negative, no output has a loss, or the losses are not reduced
+            alike.
+        TypeError: if a loss or weight is of the wrong type.
+    """
+    expected = "a list or dictionary of losses, one for each output"
+    if not isinstance(losses, dict | list | tuple):
+        raise TypeError(_checks.message("losses", _checks.described(losses), expected))
+    names = tuple(losses) if isinstance(losses, dict) else None
+    flat = list(losses.values()) if isinstance(losses, dict) else list(losses)
+    weights = loss_weights
+    if weights is None:
+        weights = [1.0] * len(flat)
+    elif isinstance(weights, dict) and names is not None and set(weights) <= set(names):
+        weights = [weights.get(name, 1.0) for name in names]
+    if not isinstance(weights, list | tuple) or len(weights) != len(flat):
+        raise ValueError(
+            _checks.message("loss_weights", repr(loss_weights), f"{len(flat)} numbers, given as the losses are")
+        )
+    parts = []
+    for loss, weight in zip(flat, weights, strict=True):
+        weight = 1.0 if weight is None else weight
+        _checks.check_number("loss_weights", weight, minimum=0.0)
+        parts.append(None if loss is None else (likelihood_of(loss), float(weight)))
+    reductions = sorted({part[0].reduction for part in parts if part is not None})
+    if len(reductions) != 1:
+        raise ValueError(
+            _checks.message(
+                "losses",
+                f"losses with the reductions {', '.join(reductions)}" if reductions else "no loss at all",
+                "losses that are all reduced in the same way" if reductions else "a loss for one output at least",
+            )
+        )
+    return JointLikelihood(losses, reduction=reductions[0], parts=tuple(parts), names=names)
 
 
 def _cross_entropy(loss: keras.losses.Loss, config: dict, *, sparse: bool) -> Likelihood:
@@ -333,14 +228,14 @@ def _cross_entropy(loss: keras.losses.Loss, config: dict, *, sparse: bool) -> Li
     def make(outputs: tf.Tensor) -> Distribution:
         logits = _keras.logits_behind(outputs, "Softmax")
         if logits is None and not config["from_logits"]:
-            return CategoricalPd.from_probabilities(_at_least_single(outputs))
-        return CategoricalPd(_at_least_single(outputs if logits is None else logits))
+            return CategoricalPd.from_probabilities(at_least_single(outputs))
+        return CategoricalPd(at_least_single(outputs if logits is None else logits))
 
-    def targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
+    def targets(y: TensorLike, pd: Distribution) -> Checked:
         if sparse:
             return class_indices(y, pd, "For one-hot targets use `CategoricalCrossentropy`.")
-        y = soft_targets(y, pd)
-        return y * (1.0 - smoothing) + smoothing / y.shape[-1] if smoothing else y
+        y, conditions = soft_targets(y, pd)
+        return Checked(y * (1.0 - smoothing) + smoothing / y.shape[-1] if smoothing else y, conditions)
 
     return Likelihood(None, make, targets)
 
@@ -351,48 +246,32 @@ def _binary(loss: keras.losses.Loss, config: dict) -> Likelihood:
     def make(outputs: tf.Tensor) -> Distribution:
         logits = _keras.logits_behind(outputs, "Sigmoid")
         if logits is None and not config["from_logits"]:
-            return BernoulliPd.from_probabilities(_at_least_single(outputs))
-        return BernoulliPd(_at_least_single(outputs if logits is None else logits))
+            return BernoulliPd.from_probabilities(at_least_single(outputs))
+        return BernoulliPd(at_least_single(outputs if logits is None else logits))
 
-    def targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
-        y = pd.targets(y)
-        return y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y
+    def targets(y: TensorLike, pd: Distribution) -> Checked:
+        y, conditions = pd.checked_targets(y)
+        return Checked(y * (1.0 - smoothing) + 0.5 * smoothing if smoothing else y, conditions)
 
     return Likelihood(None, make, targets, mean_over_outputs=True)
 
 
 def _squared_error(loss: keras.losses.Loss, config: dict) -> Likelihood:
     def make(outputs: tf.Tensor) -> Distribution:
-        return DiagGaussianPd.with_fixed_std(_at_least_single(outputs), math.sqrt(outputs.shape[-1] / 2.0))
+        return DiagGaussianPd.with_fixed_std(at_least_single(outputs), math.sqrt(outputs.shape[-1] / 2.0))
 
     return Likelihood(None, make, _own_targets)
 
 
 def _own(loss: NegativeLogLikelihood, config: dict) -> Likelihood:
     def make(outputs: tf.Tensor) -> Distribution:
-        return loss.distribution(_at_least_single(outputs))
+        return loss.distribution(at_least_single(outputs))
 
     return Likelihood(None, make, _own_targets)
 
 
-def _own_targets(y: TensorLike, pd: Distribution) -> tf.Tensor:
-    return pd.targets(y)
-
-
-def _at_least_single(outputs: tf.Tensor) -> tf.Tensor:
-    return tf.cast(outputs, tf.float32) if outputs.dtype in _HALF else outputs
-
-
-def _require_same_batch(argument: str, tensor: tf.Tensor, pd: Distribution) -> None:
-    """Refuses a batch whose parts have different numbers of examples."""
-    static, expected = tensor.shape[0], pd.parameters.shape[0]
-    text = _checks.message(
-        argument,
-        "another number of examples" if static is None else f"{static} examples",
-        "as many as there are inputs" if expected is None else f"{expected}, as many as there are inputs",
-    )
-    same = tf.equal(tf.shape(tensor)[0], tf.shape(pd.parameters)[0])
-    _checks.require(same if static is None or expected is None else tf.constant(static == expected), text)
+def _own_targets(y: TensorLike, pd: Distribution) -> Checked:
+    return checked_targets_of(pd, y)
 
 
 _TABLE: dict[type, Callable[[keras.losses.Loss, dict], Likelihood]] = {
@@ -409,4 +288,4 @@ _FUNCTIONS: dict[Callable, type] = {
     keras.losses.mean_squared_error: keras.losses.MeanSquaredError,
 }
 
-__all__ = ["Likelihood", "likelihood_of"]
+__all__ = ["NegativeLogLikelihood", "joint_likelihood", "likelihood_of"]

@@ -10,22 +10,18 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import as_value_error
 from tf_natgrad._planning import needs_plan, shapes_of, without_gram
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.operators._batch import check_fits
 from tf_natgrad.solvers import Auto, Planned
+from tf_natgrad.training.step import NOT_FINITE
 
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
 _FAR = 1.0
 _TOO_FAR = (
     "A step of natural gradient moves the outputs' distribution by {:.1f} nats (KL), too far for the "
     "quadratic model that it rests on, and the loss may rise. Raise `damping`, or set `max_kl` (0.1, say)."
-)
-NOT_FINITE = (
-    "The loss or the natural-gradient direction of this batch is not finite, or its labels or weights are out of "
-    "range, or its outputs are no probabilities (logits need `from_logits=True` in the loss); the weights were left as "
-    "they were. Check the batch, lower the learning rate or raise `damping`; or pass "
-    "`on_nonfinite='skip'` to leave such batches out."
 )
 
 
@@ -88,7 +84,7 @@ class TrainFunction:
             if self._plan is not None:
                 check_fits(self._model, keras.utils.unpack_x_y_sample_weight(specification)[0])
         before = int(natural.skipped_steps) if self._counts else 0
-        with _checks.as_value_error():
+        with as_value_error():
             logs = self._planned_steps(iterator) if self._chooses else self._step(iterator)
         if self._counts and int(natural.skipped_steps) > before:
             raise ValueError(NOT_FINITE)
@@ -100,12 +96,11 @@ class TrainFunction:
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:
         if self._needs_no_look(iterator):
             try:
-                with _checks.as_value_error():
+                with as_value_error():
                     return self._step(iterator)
             except GramMismatchError as error:
-                # This batch is gone with the graph that drew it.
+                # This batch is gone with the graph that drew it: it was counted as one that was left out.
                 self._do_without_gram(error)
-                self._natural.skipped_steps.assign_add(1)
                 return self._step(iterator)
         batches = [_without_optionals(b) for b in itertools.islice(iterator, self._model.steps_per_execution)]
         if not batches:
@@ -114,10 +109,12 @@ class TrainFunction:
             if self._looks:
                 self._look_at(batch)
             try:
-                with _checks.as_value_error():
+                with as_value_error():
                     logs = self._take(iterator, batch)
             except GramMismatchError as error:
                 self._do_without_gram(error)
+                # It is not left out after all.
+                self._natural.skipped_steps.assign_sub(1)
                 logs = self._take(iterator, batch)
         return logs
 
@@ -210,4 +207,4 @@ def _without_optionals(batch: Any) -> Any:
     return tf.nest.map_structure(lambda t: None if isinstance(t, tf.experimental.Optional) else t, batch)
 
 
-__all__ = ["NOT_FINITE", "TrainFunction"]
+__all__ = ["TrainFunction"]

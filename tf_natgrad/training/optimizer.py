@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad.solvers import Solver, get, to_config
-from tf_natgrad.step import LevenbergMarquardt, LineSearch
+from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -167,7 +167,6 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         self._skipped_steps = self.add_variable((), initializer="zeros", dtype="int32", name="skipped_steps")
         self._rejected_steps = self.add_variable((), initializer="zeros", dtype="int32", name="rejected_steps")
         self._last_direction: list[keras.Variable] = []
-        self._takes_direction = False
 
     def _add_number(self, name: str, value: float) -> keras.Variable:
         variable = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name=name)
@@ -247,7 +246,8 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         Args:
             direction: one tensor per variable.
             variables: the variables, in the same order.
-            through: the optimizer that wraps this one (for loss scales, or beside others), if any.
+            through: the optimizer that this one is part of (`MultiOptimizer`), if any. What belongs to the others there
+                is given to them as their gradient.
             decayed: whether the weight decay of this step has been applied already.
         """
         _checks.check_flag("decayed", decayed)
@@ -264,11 +264,19 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
                 raise ValueError(
                     _checks.message("direction", f"shape {d.shape}", f"{tuple(variable.shape)}, as its variable")
                 )
-        self._takes_direction, self._leaves_out_decay = True, decayed
-        try:
-            (through or self).apply(direction, variables)
-        finally:
-            self._takes_direction = self._leaves_out_decay = False
+        pairs = list(zip(direction, variables, strict=True))
+        if through is not None:
+            if not through.built:
+                through.build(variables)
+            own = {id(v) for v in _keras.optimized_variables(self)}
+            apply_beside(self, through, [(d, v) for d, v in pairs if id(v) not in own])
+            pairs = [(d, v) for d, v in pairs if id(v) in own]
+            _keras.count_step(through)
+        variables = [v for _, v in pairs]
+        if not decayed:
+            self.decay(variables)
+        # Keras divides by the scale of the loss, where there is one.
+        super().apply([self.scale_loss(d) for d, _ in pairs], variables)
 
     def decay_weights(self, variables: Sequence[keras.Variable]) -> None:
         """Applies the weight decay of one step, which the next `apply_direction(..., decayed=True)` leaves out.
@@ -276,7 +284,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         Args:
             variables: the trainable variables.
         """
-        self._decay_now(_check_variables(variables))
+        self.decay(_check_variables(variables))
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Refuses plain gradients; `apply_direction` is the way in.
@@ -286,16 +294,14 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             trainable_variables: the variables.
 
         Raises:
-            ValueError: if called with the plain gradients of a stock Keras model.
+            ValueError: always. A stock Keras model gives its optimizer plain gradients.
         """
-        if not self._takes_direction:
-            raise ValueError(
-                "`NaturalGradient` was given plain gradients. A stock Keras model cannot form natural gradients: wrap "
-                "it with `tf_natgrad.natural_gradient_model(model)`, or build it as `tf_natgrad.NaturalGradientModel` "
-                "or `NaturalGradientSequential`, and compile again. In a loop of your own call "
-                "`tf_natgrad.natural_gradient` and `optimizer.apply_direction`."
-            )
-        super().apply(grads, trainable_variables)
+        raise ValueError(
+            "`NaturalGradient` was given plain gradients. A stock Keras model cannot form natural gradients: wrap "
+            "it with `tf_natgrad.natural_gradient_model(model)`, or build it as `tf_natgrad.NaturalGradientModel` "
+            "or `NaturalGradientSequential`, and compile again. In a loop of your own call "
+            "`tf_natgrad.natural_gradient` and `optimizer.apply_direction`."
+        )
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         """Subtracts the scaled direction from one variable."""
@@ -314,6 +320,25 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             "micro_batch_size": self.micro_batch_size,
             "on_nonfinite": self.on_nonfinite,
         }
+
+
+def apply_beside(
+    natural: NaturalGradient,
+    through: keras.optimizers.Optimizer,
+    gradients: Sequence[tuple[tf.Tensor, keras.Variable]],
+) -> None:
+    """Lets the optimizers beside `NaturalGradient` in a `MultiOptimizer` take their part of a step.
+
+    Args:
+        natural: the one that is left out.
+        through: the optimizer of the model.
+        gradients: with their variables.
+    """
+    by_variable = {id(v): g for g, v in gradients}
+    for optimizer in getattr(through, "optimizers", ()):
+        mine = [v for v in _keras.optimized_variables(optimizer) if id(v) in by_variable]
+        if optimizer is not natural and mine:
+            optimizer.apply([optimizer.scale_loss(by_variable[id(v)]) for v in mine], mine)
 
 
 def _number(variable: keras.Variable | None) -> float:
@@ -354,4 +379,4 @@ def _option(argument: str, value: Any, kind: type) -> Any:
     return value
 
 
-__all__ = ["NaturalGradient"]
+__all__ = ["NaturalGradient", "apply_beside"]

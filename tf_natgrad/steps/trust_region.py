@@ -1,0 +1,35 @@
+"""How far along a direction the quadratic model of the KL divergence allows to go."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_natgrad._typing import TensorLike
+
+
+def kl_radius(quadratic_form: tf.Tensor, max_kl: TensorLike) -> tf.Tensor:
+    """The multiple of a direction `d` at which the quadratic model of the KL divergence, `1/2 d^T F d`, meets a limit.
+
+    >>> float(kl_radius(tf.constant(2.0), 0.01))  # doctest: +ELLIPSIS
+    0.1...
+
+    Args:
+        quadratic_form: `d^T F d`, a scalar, `F` without damping.
+        max_kl: the limit, in nats.
+
+    Returns:
+        A scalar; infinite where `d^T F d` is not positive.
+    """
+    return tf.where(
+        quadratic_form > 0,
+        tf.sqrt(2.0 * in_dtype_of(quadratic_form, max_kl) / quadratic_form),
+        tf.constant(float("inf"), quadratic_form.dtype),
+    )
+
+
+def in_dtype_of(tensor: tf.Tensor, value: TensorLike) -> tf.Tensor:
+    """A number or tensor in the dtype of another. `tf.cast` would take a Python number through float32."""
+    return tf.cast(value, tensor.dtype) if tf.is_tensor(value) else tf.convert_to_tensor(value, tensor.dtype)
+
+
+__all__ = ["in_dtype_of", "kl_radius"]

@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad._factorised import Step
-from tf_natgrad.linearize import call_model
 from tf_natgrad.operators import Fisher
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.parameters import FlatParameters
@@ -72,7 +71,7 @@ def no_finite_fit(fisher: Fisher, loss: tf.Tensor, gradient: tf.Tensor, step: St
         def of_batch(batch: Batch) -> tf.Tensor:
             return _along(fisher, batch, theta, line, held_line)
 
-        return fisher._sum_over_batches("no_finite_fit", of_batch, tf.zeros([4], flat.dtype))
+        return fisher.source.sum("no_finite_fit", of_batch, tf.zeros([4], flat.dtype))
 
     fall, *against = fisher.compiled("no_finite_fit", whole)(flat.read(), line, held_line).numpy()
     return bool(fall - _penalty_rise(flat, line) >= _LEAST_GAIN * slope**2 / form) and not any(against)
@@ -86,10 +85,7 @@ def _along(fisher: Fisher, batch: Batch, theta: tf.Tensor, line: tf.Tensor, held
     flat, pd, y = fisher.flat_parameters, batch.pd, batch.targets()
     change, held_change = (batch.linearization.jvp(flat.unflatten(v)) for v in (line, held_line))
     linear = pd.parameters + change
-    moved = zip(flat.variables, flat.unflatten(theta + line), strict=True)
-    with keras.StatelessScope(state_mapping=[*batch.snapshot, *moved]):
-        outputs = call_model(fisher._source.model, batch.x, batch.training)
-        there = batch.likelihood.distribution(outputs).parameters
+    there = batch.distribution_at(zip(flat.variables, flat.unflatten(theta + line), strict=True)).parameters
     rise = pd.log_prob(y) - pd.with_parameters(linear).log_prob(y)
     small = _SMALL * (1.0 + tf.reduce_max(tf.abs(change)))
     # What is not a number speaks against it.

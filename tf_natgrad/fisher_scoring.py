@@ -22,7 +22,7 @@ from tf_natgrad.gram import LayerCall, rule_for
 from tf_natgrad.gram.dense import DenseRule
 from tf_natgrad.operators import CurvatureOperator, Fisher
 from tf_natgrad.operators._batch import Batch, unpack
-from tf_natgrad.operators._model import loss_gradient
+from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import ConjugateGradient
 from tf_natgrad.step import LineSearch
@@ -253,11 +253,11 @@ class _Fit:
         flat = self.flat
 
         def of_batch(batch: Batch) -> tf.Tensor:
-            gradient = flat.flatten(loss_gradient(batch, None, batch.weights, flat))
+            gradient = flat.flatten(batch.gradient(flat.tensors, None, batch.weights))
             return tf.concat([tf.cast(batch.loss(), flat.dtype)[None], gradient], 0)
 
         def whole() -> tf.Tensor:
-            return self.fisher._sum_over_batches("value", of_batch, tf.zeros([flat.size + 1], flat.dtype))
+            return self.fisher.source.sum("value", of_batch, tf.zeros([flat.size + 1], flat.dtype))
 
         both = self.fisher.compiled("value", whole)()
         value, gradient = both[0], both[1:]
@@ -325,7 +325,7 @@ class _Fit:
                 rows.append(tf.pad(block, [[0, 0], [0, 0], [u, 0]]))
             return tf.reshape(tf.stack(rows, 1), [flat.size, flat.size])
 
-        upper = self.fisher._sum_over_batches("one_layer", of_batch, tf.zeros([flat.size, flat.size], flat.dtype))
+        upper = self.fisher.source.sum("one_layer", of_batch, tf.zeros([flat.size, flat.size], flat.dtype))
         return upper + tf.transpose(upper)
 
 
@@ -382,7 +382,7 @@ def _solver(fit: _Fit, solver: str, damping: float) -> tuple[Callable[[tf.Tensor
     else:
         kind, why = solver, ""
     if kind == "dense":
-        fit.fisher._check_dense_memory(4 << 30)
+        check_dense_memory(n, fit.flat.dtype, DENSE_MEMORY_LIMIT)
         route = "one Dense layer, block by block" if one else "products with unit vectors"
         return lambda gradient, _: factorised(fit.matrix(), gradient, damping), f"dense ({route}){why}"
     curvature = _Penalised(fit).damped(damping)

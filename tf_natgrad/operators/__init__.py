@@ -1,6 +1,7 @@
 """Curvature matrices as linear operators `[n, n]`."""
 
-from tf_natgrad.operators._base import CurvatureOperator, FactoredOperator, FactoredRhs
+from tf_natgrad.operators._base import CurvatureOperator
+from tf_natgrad.operators._factored import FactoredOperator, FactoredRhs
 from tf_natgrad.operators.damped import Damped
 from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
 from tf_natgrad.operators.hessian import GaussNewton, Hessian

@@ -1,18 +1,16 @@
-"""One batch after one forward pass, and many batches one after the other."""
+"""One batch after one forward pass, and what is looked at before it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad._progress import progress_bar
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
 from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
@@ -26,6 +24,7 @@ class Batch:
     """What one forward pass left behind.
 
     Attributes:
+        model: the model that was called.
         x: the inputs.
         y: the labels, or `None`.
         outputs: the model's outputs.
@@ -40,6 +39,7 @@ class Batch:
         gram_checked: whether the Gram matrix of the recorded calls was found to be that of the Jacobian.
     """
 
+    model: ModelLike
     x: Any
     y: Any
     outputs: tf.Tensor
@@ -115,6 +115,32 @@ class Batch:
             loss = self.loss()
         return tape.gradient(loss, self.pd.parameters)
 
+    def gradient(self, variables: Sequence[tf.Tensor], y: TensorLike | None, weights: tf.Tensor) -> list[tf.Tensor]:
+        """The gradient of the loss in any variables of the model.
+
+        Args:
+            variables: what to differentiate by.
+            y: the labels, or `None` for the batch's own.
+            weights: of the positions, `[N, ...]`.
+
+        Returns:
+            One tensor per variable.
+        """
+        score = self.pd.fisher_factor(self.pd.score_factor(self.targets(y)))
+        return self.linearization.pullback_to(variables, score * tf.cast(weights, score.dtype)[..., None])
+
+    def distribution_at(self, moved: Sequence[tuple[keras.Variable, tf.Tensor]]) -> Distribution:
+        """The distribution of another call on the same inputs, with the same dropout, at other weights.
+
+        Args:
+            moved: variables and their values; the others have those of before the pass.
+
+        Returns:
+            A distribution.
+        """
+        with keras.StatelessScope(state_mapping=[*self.snapshot, *moved]):
+            return self.likelihood.distribution(call_model(self.model, self.x, self.training))
+
 
 def run_batch(
     model: ModelLike,
@@ -161,6 +187,7 @@ def run_batch(
         weights = likelihood.weights(outputs, pd, sample_weight)
         likelihood.check_outputs(outputs, pd, weights)
         batch = Batch(
+            model=model,
             x=x,
             y=y,
             outputs=outputs,
@@ -273,199 +300,4 @@ def check_fits(model: ModelLike, x: Any) -> None:
         )
 
 
-class DataSet:
-    """The batches of a `tf.data.Dataset`, each with its share in the whole.
-
-    A mean over the whole is one over the positions (or the weights) of all batches, however many a batch has. The
-    data set is read twice on construction: once to count, and once more to see that it gives the same batches
-    again, without which a sum over it would be another one at each product.
-
-    Args:
-        dataset: batches `x`, `(x, y)` or `(x, y, sample_weight)`.
-        reduction: Keras's name of how losses are summed up.
-        progress: whether passes in eager mode show a progress bar.
-
-    Raises:
-        ValueError: if it is empty, infinite, or gives other batches when it is read again.
-    """
-
-    def __init__(self, dataset: tf.data.Dataset, reduction: str, progress: bool = False):
-        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError(
-                _checks.message("data", "an infinite data set", "a finite one", "Remove `repeat()`, or use `take`.")
-            )
-        self._dataset = dataset
-        self.progress = progress
-        first, second = ([self._fingerprint(batch) for batch in dataset] for _ in range(2))
-        if not first:
-            raise ValueError(_checks.message("data", "an empty data set", "at least one batch"))
-        # As text: NaN, which is refused elsewhere, is not equal to itself.
-        if repr(first) != repr(second):
-            raise ValueError(
-                _checks.message(
-                    "data",
-                    "a data set that gives other batches when it is read again",
-                    "the same batches each time",
-                    "Use `shuffle(..., reshuffle_each_iteration=False)`, and random augmentation before `cache()`.",
-                )
-            )
-        self.batches = len(first)
-        self._reduction = reduction
-
-    @staticmethod
-    def _fingerprint(batch: Any) -> tuple[int, tuple]:
-        x, y, sample_weight = unpack(batch)
-        examples = tf.nest.flatten(x)[0].shape[0]
-        content = tuple(
-            float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
-            for t in tf.nest.flatten((x, y, sample_weight))
-            if t is not None and np.asarray(t).dtype.kind in "fiub"
-        )
-        return examples, content
-
-    def sum(
-        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
-    ) -> tf.Tensor:
-        """`sum_b share_b function(x_b, y_b, sample_weight_b, b, *operands)`, eagerly or as graph code.
-
-        Args:
-            function: of one batch, its number and the operands, to a tensor like `initial` and the number of positions.
-            initial: zeros.
-            operands: what is the same for all batches.
-            compiled: makes a graph of a function, for eager use.
-
-        Returns:
-            The sum.
-
-        Raises:
-            ValueError: if the data set ends earlier or later than it did on construction.
-        """
-
-        def term(x, y, sample_weight, index, *operands):
-            value, positions = function(x, y, sample_weight, index, *operands)
-            count = _count(positions, sample_weight, self._reduction)
-            return tf.cast(count, value.dtype) * value, count
-
-        count = tf.zeros([], tf.float64)
-        if tf.executing_eagerly():
-            term = compiled(term)
-            total, seen = initial, 0
-            bar = progress_bar(self._dataset, total=self.batches, disable=not self.progress, leave=False)
-            for seen, batch in enumerate(bar, 1):
-                value, more = term(*unpack(batch), tf.constant(seen - 1), *operands)
-                total, count = total + value, count + more
-        else:
-            iterator = iter(self._dataset)
-
-            def body(optional, total, count, seen):
-                value, more = term(*unpack(optional.get_value()), seen, *operands)
-                total = tf.ensure_shape(total + value, initial.shape)
-                return iterator.get_next_as_optional(), total, count + more, seen + 1
-
-            _, total, count, seen = tf.while_loop(
-                lambda optional, *_: optional.has_value(),
-                body,
-                (iterator.get_next_as_optional(), initial, count, tf.constant(0)),
-                parallel_iterations=1,
-            )
-        _checks.require(
-            tf.convert_to_tensor(tf.equal(seen, self.batches)),
-            _checks.message("data", "another number of batches than at first", f"{self.batches} batches each time"),
-        )
-        return total if self._reduction == "sum" else tf.math.divide_no_nan(total, tf.cast(count, total.dtype))
-
-
-class MicroBatches:
-    """One batch in pieces, for curvature whose record of the whole batch would not fit in memory.
-
-    Args:
-        x: the inputs.
-        y: the labels, or `None`.
-        sample_weight: the examples' weights, or `None`.
-        size: examples in a piece; the last one may have fewer.
-        reduction: Keras's name of how losses are summed up.
-    """
-
-    progress = False
-
-    def __init__(self, x: Any, y: Any, sample_weight: Any, size: int, reduction: str):
-        check_inputs(x)
-        self._data = (x, y, None if sample_weight is None else tf.convert_to_tensor(sample_weight))
-        self._size = size
-        self._reduction = reduction
-
-    def sum(
-        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
-    ) -> tf.Tensor:
-        """The sum over the pieces; see `DataSet.sum`."""
-        x, _, sample_weight = self._data
-        by_weight = self._reduction == "mean_with_sample_weight" and sample_weight is not None
-        first = tf.nest.flatten(x)[0]
-        examples = first.shape[0]
-        total = tf.reduce_sum(tf.cast(sample_weight, initial.dtype)) if by_weight else tf.shape(first)[0]
-
-        def term(x, y, sample_weight, index, total, *operands):
-            share = _share(x, sample_weight, self._reduction, total, initial.dtype)
-            # Conditions of a loop's body cannot leave it; that the inputs are finite was looked at before.
-            with _checks.collected(finite_only_collected=True):
-                value, _ = function(x, y, sample_weight, index, *operands)
-            return share * value
-
-        term = compiled(term) if tf.executing_eagerly() else term
-
-        def piece(start: tf.Tensor, size: int | tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-            def cut(tensor: tf.Tensor) -> tf.Tensor:
-                part = tf.slice(
-                    tensor,
-                    tf.concat([[start], tf.zeros([tf.rank(tensor) - 1], tf.int32)], 0),
-                    tf.concat([[size], tf.shape(tensor)[1:]], 0),
-                )
-                return tf.ensure_shape(part, [size if isinstance(size, int) else None, *tensor.shape[1:]])
-
-            data = [None if part is None else tf.nest.map_structure(cut, part) for part in self._data]
-            return term(*data, index, total, *operands)
-
-        if examples is None:
-            # A whole number of pieces is not known to TensorFlow: the last one is cut to what there is.
-            count = tf.shape(first)[0]
-            pieces, rest = -(-count // self._size), 0
-        else:
-            count = examples
-            pieces, rest = divmod(examples, self._size)
-
-        def body(index: tf.Tensor, so_far: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            start = index * self._size
-            size = self._size if examples is not None else tf.minimum(self._size, count - start)
-            return index + 1, tf.ensure_shape(so_far + piece(start, size, index), initial.shape)
-
-        result = initial
-        if examples is None or pieces:
-            _, result = tf.while_loop(
-                lambda index, _: index < pieces, body, (tf.constant(0), initial), parallel_iterations=1
-            )
-        if rest:
-            result += piece(tf.constant(pieces * self._size), rest, tf.constant(pieces))
-        return result
-
-
-def _count(positions: tf.Tensor, sample_weight: Any, reduction: str) -> tf.Tensor:
-    """What a batch's mean loss was divided by."""
-    if reduction == "sum":
-        return tf.ones([], tf.float64)
-    if reduction == "mean_with_sample_weight" and sample_weight is not None:
-        return tf.reduce_sum(tf.cast(sample_weight, tf.float64))
-    return tf.cast(positions, tf.float64)
-
-
-def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The weight of a piece's mean loss in that of its batch; `total` counts the whole as the reduction does."""
-    if reduction == "sum":
-        return tf.ones([], dtype)
-    # All examples of one batch have the same number of positions.
-    examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
-    if reduction == "mean_with_sample_weight" and sample_weight is not None:
-        examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
-    return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
-
-
-__all__ = ["Batch", "DataSet", "MicroBatches", "as_inputs", "check_fits", "check_inputs", "run_batch", "unpack"]
+__all__ = ["Batch", "as_inputs", "check_fits", "check_inputs", "run_batch", "unpack"]

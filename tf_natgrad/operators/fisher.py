@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._typing import LossLike, ModelLike
-from tf_natgrad.linearize import call_model
-from tf_natgrad.operators._base import DENSE_MEMORY_LIMIT
 from tf_natgrad.operators._batch import Batch
+from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
+from tf_natgrad.operators._factored_model import FactoredModelOperator
 from tf_natgrad.operators._factors import ExactFactor, OutputFactor, label_factor, sampled_factor
-from tf_natgrad.operators._model import FactoredModelOperator
 
 
 class Fisher(FactoredModelOperator):
@@ -114,7 +112,7 @@ class Fisher(FactoredModelOperator):
             return super().to_dense(memory_limit=memory_limit, name=name)
         if self._kind != "exact":
             raise ValueError(_checks.message("method", "'hessians' for kind='mc'", "'factor'"))
-        self._check_dense_memory(memory_limit)
+        check_dense_memory(self._flat.size, self.dtype, memory_limit)
         with tf.name_scope(name):
             return self.compiled("hessians", self._hessian_of_self_kl)()
 
@@ -122,9 +120,7 @@ class Fisher(FactoredModelOperator):
         batch = self.batch
         values = {id(v): value for v, value in batch.snapshot}
         theta = self._flat.flatten([values[id(v)] for v in self._flat.variables])
-        moving = zip(self._flat.variables, self._flat.unflatten(theta), strict=True)
-        with keras.StatelessScope(state_mapping=[*batch.snapshot, *moving]):
-            pd = batch.likelihood.distribution(call_model(self._source.model, batch.x, batch.training))
+        pd = batch.distribution_at(zip(self._flat.variables, self._flat.unflatten(theta), strict=True))
         return tf.hessians(tf.reduce_sum(batch.weights * tf.cast(pd.self_kl(), self.dtype)), theta)[0]
 
 

@@ -2,122 +2,20 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.linearize import Linearization
-from tf_natgrad.operators._base import CurvatureOperator
+from tf_natgrad.operators._return_hessian import ReturnHessian
 from tf_natgrad.parameters import FlatParameters
 
 ESTIMATORS = ("causal", "trajectory", "surrogate", "algorithm1")
-
-
-class ReturnHessian(CurvatureOperator):
-    """What estimates of the Hessian of a return share: one of them is not symmetric, and has a transpose of its own."""
-
-    @property
-    @abc.abstractmethod
-    def estimator(self) -> str:
-        """The name of the estimator."""
-
-    @property
-    def is_self_adjoint(self) -> bool:
-        """Whether the estimate is symmetric, sample by sample."""
-        return self.estimator != "algorithm1"
-
-    @abc.abstractmethod
-    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """The product of the transposed matrix with a vector `[n]`, as graph code."""
-
-    @abc.abstractmethod
-    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
-        """`v^T M_e v` of each episode, `[N]`, as graph code."""
-
-    def quadratic_forms(self, vector: TensorLike) -> tf.Tensor:
-        """`v^T M_e v` of each episode, before its weight: independent over episodes, for error bars.
-
-        Args:
-            vector: `v`, `[n]`.
-
-        Returns:
-            `[N]`.
-        """
-        vector = self._as_operand("vector", vector)
-        _checks.check_rank_one("vector", vector, self._flat.size)
-        return self.compiled("quadratic_forms", self._quadratic_forms)(vector)
-
-    def symmetrize(self) -> CurvatureOperator:
-        """`(H + H^T) / 2`, for the estimator that is not symmetric; else itself.
-
-        Returns:
-            A symmetric operator.
-        """
-        return self if self.is_self_adjoint else _Symmetrized(self)
-
-    def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
-        """The product with one vector; with `adjoint`, of the transposed matrix.
-
-        Args:
-            x: `[n]`.
-            adjoint: whether to transpose.
-            name: for TensorFlow's name scopes.
-
-        Returns:
-            `[n]`.
-        """
-        if not adjoint or self.is_self_adjoint:
-            return super().matvec(x, name=name)
-        x = self._as_operand("x", x)
-        _checks.check_rank_one("x", x, self._flat.size)
-        with tf.name_scope(name):
-            return self.compiled("adjoint", self._adjoint_product)(x)
-
-    def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
-        """The product with k vectors at once; with `adjoint`, of the transposed matrix.
-
-        Args:
-            x: `[n, k]`, or `[k, n]` with `adjoint_arg`.
-            adjoint: whether to transpose the matrix.
-            adjoint_arg: whether `x` is to be transposed first.
-            name: for TensorFlow's name scopes.
-
-        Returns:
-            `[n, k]`.
-        """
-        if not adjoint or self.is_self_adjoint:
-            return super().matmul(x, adjoint_arg=adjoint_arg, name=name)
-        x = self._as_operand("x", x)
-        if x.shape.rank != 2:
-            raise ValueError(_checks.message("x", f"shape {tuple(x.shape)}", f"shape [{self._flat.size}, k]"))
-        columns = x if adjoint_arg else tf.transpose(x)
-        return tf.stack([self.matvec(c, adjoint=True, name=name) for c in tf.unstack(columns)], 1)
-
-    def _dense(self) -> tf.Tensor:
-        # The images of the unit vectors are columns.
-        return tf.transpose(super()._dense())
-
-    def to_scipy(self):
-        """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays."""
-        import scipy.sparse.linalg
-
-        def maps(adjoint):
-            return (
-                lambda x: self.matvec(np.reshape(x, [-1]), adjoint=adjoint).numpy(),
-                lambda x: self.matmul(x, adjoint=adjoint).numpy(),
-            )
-
-        (product, products), (adjoint, adjoints) = maps(False), maps(True)
-        return scipy.sparse.linalg.LinearOperator(
-            tuple(self.shape), product, adjoint, products, self.dtype.as_numpy_dtype, adjoints
-        )
 
 
 class ScoreFunctionHessian(ReturnHessian):
@@ -301,21 +199,6 @@ class ScoreFunctionHessian(ReturnHessian):
 
     def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._linearization.map_rows(function, rows)
-
-
-class _Symmetrized(CurvatureOperator):
-    """`(H + H^T) / 2` of an estimate that is not symmetric."""
-
-    def __init__(self, base: ReturnHessian):
-        super().__init__(base.flat_parameters, name="Symmetrized")
-        self._base = _keras.Untracked(base)
-
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
-        base = self._base.value
-        return 0.5 * (base._product(vector) + base._adjoint_product(vector))
-
-    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        return self._base.value._map_rows(function, rows)
 
 
 @dataclasses.dataclass

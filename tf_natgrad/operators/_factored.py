@@ -1,0 +1,147 @@
+"""Matrices `A^T A` whose factor is known, and the right-hand sides that go with them."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.operators._base import CurvatureOperator, plain_python
+from tf_natgrad.operators._dense import over_units
+
+
+class FactoredRhs(NamedTuple):
+    """A right-hand side `A^T u + damping * shift + rest`, for a matrix `A^T A + damping I`.
+
+    Kept apart, the three are solved for without the cancellation that their sum would suffer.
+
+    Attributes:
+        u: `[m]`, one number per row of the factor `A`.
+        shift: `[n]` or `None`.
+        rest: `[n]` or `None`: what does not lie in the range of `A^T`, such as a regulariser's gradient.
+    """
+
+    u: tf.Tensor | None
+    shift: tf.Tensor | None = None
+    rest: tf.Tensor | None = None
+
+
+class FactoredOperator(CurvatureOperator):
+    """A matrix `A^T A` whose factor `A` `[m, n]` and Gram matrix `K = A A^T` `[m, m]` are known by products."""
+
+    @property
+    def is_positive_semi_definite(self) -> bool:
+        return True
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> int | None:
+        """m, where it is known statically."""
+
+    @property
+    def gram_refusal(self) -> str | None:
+        """Why `gram` is refused for this operator, or `None`."""
+        return None
+
+    @property
+    def rounding(self) -> float:
+        """The spacing of the numbers above one, in the arithmetic that forms the Gram matrix."""
+        return float(np.finfo(self.dtype.as_numpy_dtype).eps)
+
+    @abc.abstractmethod
+    def _gram(self) -> tf.Tensor:
+        """`K = A A^T`, as graph code."""
+
+    @abc.abstractmethod
+    def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A v`: `[n] -> [m]`, as graph code."""
+
+    @abc.abstractmethod
+    def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A^T u`: `[m] -> [n]`, as graph code."""
+
+    @plain_python
+    def gram(self) -> tf.Tensor:
+        """`K = A A^T` `[m, m]`: the non-zero eigenvalues of the matrix, in a matrix of the size of the batch.
+
+        Returns:
+            A symmetric matrix, formed layer by layer, without the Jacobian.
+
+        Raises:
+            ValueError: where `gram_refusal` says why there is none.
+        """
+        if self.is_one_batch and self.gram_refusal is not None:
+            raise ValueError(self.gram_refusal)
+        return self.compiled("gram", self._gram)()
+
+    @plain_python
+    def factor_matvec(self, x: TensorLike) -> tf.Tensor:
+        """`A x`: `[n] -> [m]`.
+
+        Args:
+            x: `[n]`.
+
+        Returns:
+            `[m]`.
+
+        Raises:
+            ValueError: if `x` is not `[n]`.
+        """
+        x = self._as_operand("x", x)
+        _checks.check_rank_one("x", x, self._flat.size)
+        self.prepare()
+        return self.compiled("factor", self._factor_product)(x)
+
+    @plain_python
+    def factor_transpose_matvec(self, u: TensorLike) -> tf.Tensor:
+        """`A^T u`: `[m] -> [n]`.
+
+        Args:
+            u: `[m]`.
+
+        Returns:
+            `[n]`.
+
+        Raises:
+            ValueError: if `u` is not `[m]`.
+        """
+        u = self._as_operand("u", u)
+        _checks.check_rank_one("u", u, self.rows)
+        return self.compiled("factor_transpose", self._factor_transpose_product)(u)
+
+    @plain_python
+    def factor(self) -> tf.Tensor:
+        """`A` `[m, n]` itself. It takes `m n` numbers: for small networks and tests."""
+        return tf.ensure_shape(self.compiled("dense_factor", self._dense_factor)(), [self.rows, self._flat.size])
+
+    def _dense_factor(self) -> tf.Tensor:
+        rows = self.rows
+        if rows is None:
+            raise ValueError("`factor`: the number of rows is not known statically; give the batch a fixed size.")
+        return over_units(self._rows_of_factor, rows, self.dtype)
+
+    def _rows_of_factor(self, coefficients: tf.Tensor) -> tf.Tensor:
+        """Combinations of the rows of `A`: `[k, m] -> [k, n]`."""
+        return self._map_rows(self._factor_transpose_product, coefficients)
+
+    def _diagonal(self) -> tf.Tensor:
+        if self.rows is None or self.rows > self._flat.size:
+            return super()._diagonal()
+
+        def squares(units: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(tf.square(self._rows_of_factor(units)), 0, keepdims=True)
+
+        return tf.reduce_sum(over_units(squares, self.rows, self.dtype), 0)
+
+    def _dense(self) -> tf.Tensor:
+        if self.rows is not None and self.rows <= self._flat.size:
+            factor = self._dense_factor()
+            return tf.linalg.matmul(factor, factor, transpose_a=True)
+        return super()._dense()
+
+
+__all__ = ["FactoredOperator", "FactoredRhs"]

@@ -1,0 +1,133 @@
+"""Curvature matrices of a model that have a factor: the output space's, between Jacobians."""
+
+from __future__ import annotations
+
+import abc
+
+import tensorflow as tf
+
+from tf_natgrad import _checks
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.operators._batch import Batch
+from tf_natgrad.operators._factored import FactoredOperator, FactoredRhs
+from tf_natgrad.operators._factors import OutputFactor
+from tf_natgrad.operators._model import ModelOperator
+
+
+class FactoredModelOperator(ModelOperator, FactoredOperator):
+    """A matrix `sum_i w_i J_i^T S_i S_i^T J_i`: a factor of the output space between Jacobians."""
+
+    @abc.abstractmethod
+    def _factor(self, batch: Batch, index: tf.Tensor | int) -> OutputFactor:
+        """`S` on one batch."""
+
+    def _adopt(self, batch: Batch, index: tf.Tensor | int) -> None:
+        batch.factor = self._factor(batch, index)
+
+    @property
+    def rows(self) -> int | None:
+        if not self.is_one_batch:
+            return None
+        positions = self.batch.pd.parameters.shape[: 1 if self.batch.factor.is_pooled else -1]
+        return tf.TensorShape([self.batch.factor.rank, *positions]).num_elements()
+
+    @property
+    def gram_refusal(self) -> str | None:
+        return self._source.gram_refusal
+
+    @property
+    def gram_checked(self) -> bool:
+        """Whether the Gram matrix was found to be that of the Jacobian; known in eager code, once it was asked for."""
+        return self.is_one_batch and self.batch.gram_checked
+
+    @property
+    def rounding(self) -> float:
+        return self.batch.linearization.rounding if self.is_one_batch else super().rounding
+
+    @tf.autograph.experimental.do_not_convert
+    def loss_gradient(self, y: TensorLike | None = None, sample_weight: TensorLike | None = None) -> FactoredRhs:
+        """The gradient of the loss, as a right-hand side that solvers treat without cancellation.
+
+        Args:
+            y: the labels, as Keras's loss takes them, where they did not come with the data.
+            sample_weight: the weights of the gradient, where they differ from those of the matrix.
+
+        Returns:
+            `FactoredRhs(u)` with `A^T u` the gradient where the factor is exact; else `FactoredRhs(None, rest=g)`.
+
+        Raises:
+            ValueError: if labels or weights do not fit, or a weight is positive where that of the matrix is zero.
+        """
+        if not self.is_one_batch:
+            return FactoredRhs(None, rest=self.gradient())
+        batch = self.batch
+        weights = batch.weights
+        if sample_weight is not None:
+            weights = tf.cast(batch.likelihood.weights(batch.outputs, batch.pd, sample_weight), self.dtype)
+            _checks.require(
+                tf.reduce_all((batch.weights > 0) | (weights == 0)),
+                _checks.message(
+                    "sample_weight",
+                    "a positive weight for an example that the matrix leaves out",
+                    "zero wherever the matrix's own weight is zero",
+                ),
+            )
+        if not batch.factor.is_exact:
+            return FactoredRhs(None, rest=self._flat.flatten(batch.gradient(self._flat.tensors, y, weights)))
+        u = tf.cast(batch.pd.score_factor(batch.targets(y)), self.dtype)
+        return FactoredRhs(self._to_rows(u * tf.math.divide_no_nan(weights, tf.sqrt(batch.weights))[..., None]))
+
+    def _batch_product(self, batch: Batch, vector: tf.Tensor) -> tf.Tensor:
+        image = batch.linearization.jvp(self._flat.unflatten(vector))
+        if batch.factor.is_pooled:
+            root = tf.sqrt(batch.output_weights)
+            weighted = batch.factor.matvec(image * root) * root
+        else:
+            weighted = batch.factor.matvec(image) * batch.output_weights
+        return self._flat.flatten(batch.linearization.vjp(weighted))
+
+    def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._rows_by(self.batch.factor, vector)
+
+    def _rows_by(self, factor: OutputFactor, vector: tf.Tensor) -> tf.Tensor:
+        """`sqrt(w) S^T J v` for a factor `S` of the output space."""
+        image = self.batch.linearization.jvp(self._flat.unflatten(vector))
+        root = tf.sqrt(self.batch.output_weights)
+        rows = factor.apply_transpose(image * root) if factor.is_pooled else factor.apply_transpose(image) * root
+        return self._to_rows(tf.cast(rows, self.dtype))
+
+    def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
+        cotangent = self.batch.factor.apply(self._from_rows(vector)) * tf.sqrt(self.batch.output_weights)
+        return self._flat.flatten(self.batch.linearization.vjp(cotangent))
+
+    def _gram(self) -> tf.Tensor:
+        columns = self.batch.factor.columns() * tf.sqrt(self.batch.output_weights)
+        if columns.shape.rank > 3 and not self.batch.factor.is_pooled:
+            columns = _one_position_each(columns)
+        return self.batch.record.gram(self.batch.linearization, columns)
+
+    def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
+        """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""
+        axes = [*range(1, per_position.shape.rank), 0]
+        return tf.reshape(tf.transpose(per_position, axes), [-1])
+
+    def _from_rows(self, vector: tf.Tensor) -> tf.Tensor:
+        """The inverse of `_to_rows`."""
+        z, factor = self.batch.pd.parameters, self.batch.factor
+        middle, rank = (tf.shape(z)[1:1], 2) if factor.is_pooled else (tf.shape(z)[1:-1], z.shape.rank)
+        shape = tf.concat([middle, [factor.rank], tf.shape(z)[:1]], 0)
+        return tf.transpose(tf.reshape(tf.cast(vector, z.dtype), shape), [rank - 1, *range(rank - 1)])
+
+
+def _one_position_each(columns: tf.Tensor) -> tf.Tensor:
+    """`[R, N, T..., C] -> [T R, N, T..., C]`: each column looks at one position and is zero elsewhere."""
+    shape = tf.shape(columns)
+    rank, batch, middle, outputs = shape[0], shape[1], shape[2:-1], shape[-1]
+    positions = tf.reduce_prod(middle)
+    flat = tf.reshape(columns, [1, rank, batch, positions, outputs])
+    selected = flat * tf.reshape(tf.eye(positions, dtype=columns.dtype), [positions, 1, 1, positions, 1])
+    result = tf.reshape(selected, tf.concat([[positions * rank, batch], middle, [outputs]], 0))
+    return tf.ensure_shape(result, [None, *columns.shape[1:]])
+
+
+__all__ = ["FactoredModelOperator"]

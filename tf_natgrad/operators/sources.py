@@ -1,0 +1,341 @@
+"""Where the examples of a matrix come from: one batch, one batch in pieces, or a data set, summed over alike."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_natgrad import _checks, _keras
+from tf_natgrad._progress import progress_bar
+from tf_natgrad.operators._batch import Batch, check_inputs, unpack
+
+
+class Source(abc.ABC):
+    """The examples of a matrix: what the sum over them is, whether they are at hand at once or come in parts."""
+
+    @property
+    @abc.abstractmethod
+    def batch(self) -> Batch | None:
+        """The single batch, recorded once; `None` where the model is called anew for each sum."""
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether eager sums report on their progress, and are therefore not compiled as a whole."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def gram_refusal(self) -> str | None:
+        """Why there is no Gram matrix of these examples, or `None`."""
+
+    @abc.abstractmethod
+    def sum(self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
+        """The sum of `function(batch, *operands)` over the examples, eagerly or as graph code.
+
+        Args:
+            name: tells this function from others of the same operator.
+            function: of a `Batch` and the operands.
+            like: a tensor of the shape and dtype of the result.
+            *operands: tensors that are the same for all examples.
+
+        Returns:
+            A tensor like `like`.
+
+        Raises:
+            ValueError: if a batch does not fit, or a data set ends earlier or later than it did at first.
+        """
+
+    @abc.abstractmethod
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        """`function`, of which a `sum` is part, for each row; as graph code.
+
+        Args:
+            function: of one row, to a tensor like it.
+            rows: `[k, ...]`.
+
+        Returns:
+            What `function` returned, stacked.
+        """
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Does once, outside of any loop, what the products with a Jacobian share."""
+
+
+class OneBatch(Source):
+    """One batch after its forward pass: a sum over it is a call.
+
+    Args:
+        batch: the batch.
+    """
+
+    def __init__(self, batch: Batch):
+        self._batch = batch
+
+    @property
+    def batch(self) -> Batch:
+        return self._batch
+
+    @property
+    def gram_refusal(self) -> str | None:
+        return self._batch.gram_refusal()
+
+    def sum(self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
+        del name, like
+        return function(self._batch, *operands)
+
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        return self._batch.linearization.map_products(function, rows)
+
+    def prepare(self) -> None:
+        self._batch.linearization.prepare_jvp()
+
+
+class InParts(Source):
+    """Several batches, one after the other: the model is called on each of them for each sum."""
+
+    def __init__(self):
+        self._run: Callable[..., Batch] | None = None
+        self._compiled: Callable | None = None
+
+    def bind(self, run: Callable[..., Batch], compiled: Callable) -> None:
+        """Says how a part becomes a `Batch`, and how eager code makes a graph of what is done with it.
+
+        Args:
+            run: of `(x, y, sample_weight, index)`.
+            compiled: of a key and a function, to a function.
+        """
+        self._run, self._compiled = run, compiled
+
+    @property
+    def batch(self) -> None:
+        return None
+
+    @property
+    def gram_refusal(self) -> str:
+        return "The Gram matrix of a data set of many batches is not formed. Use `solver=ConjugateGradient()`."
+
+    def sum(self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
+        def of_part(x, y, sample_weight, index, *operands):
+            batch = self._run(x, y, sample_weight, index)
+            _refuse_mask(batch)
+            return function(batch, *operands), tf.size(batch.weights)
+
+        return self._sum(of_part, tf.zeros_like(like), operands, lambda term: self._compiled(("batch", name), term))
+
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(function, rows, parallel_iterations=1)
+
+    def prepare(self) -> None:
+        """Nothing: no pass outlives a sum."""
+
+    @abc.abstractmethod
+    def _sum(
+        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
+    ) -> tf.Tensor:
+        """`sum_b share_b function(x_b, y_b, sample_weight_b, b, *operands)`, eagerly or as graph code.
+
+        `function` returns a tensor like `initial`, and the number of positions.
+        """
+
+
+class DataSet(InParts):
+    """The batches of a `tf.data.Dataset`, each with its share in the whole.
+
+    A mean over the whole is one over the positions (or the weights) of all batches, however many a batch has. The
+    data set is read twice on construction: once to count, and once more to see that it gives the same batches
+    again, without which a sum over it would be another one at each product.
+
+    Args:
+        dataset: batches `x`, `(x, y)` or `(x, y, sample_weight)`.
+        reduction: Keras's name of how losses are summed up.
+        progress: whether passes in eager mode show a progress bar.
+
+    Raises:
+        ValueError: if it is empty, infinite, or gives other batches when it is read again.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, reduction: str, progress: bool = False):
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                _checks.message("data", "an infinite data set", "a finite one", "Remove `repeat()`, or use `take`.")
+            )
+        super().__init__()
+        self._dataset = dataset
+        self._progress = progress
+        first, second = ([self._fingerprint(batch) for batch in dataset] for _ in range(2))
+        if not first:
+            raise ValueError(_checks.message("data", "an empty data set", "at least one batch"))
+        # As text: NaN, which is refused elsewhere, is not equal to itself.
+        if repr(first) != repr(second):
+            raise ValueError(
+                _checks.message(
+                    "data",
+                    "a data set that gives other batches when it is read again",
+                    "the same batches each time",
+                    "Use `shuffle(..., reshuffle_each_iteration=False)`, and random augmentation before `cache()`.",
+                )
+            )
+        self.batches = len(first)
+        self._reduction = reduction
+
+    @property
+    def shows_progress(self) -> bool:
+        return self._progress
+
+    @staticmethod
+    def _fingerprint(batch: Any) -> tuple[int, tuple]:
+        x, y, sample_weight = unpack(batch)
+        examples = tf.nest.flatten(x)[0].shape[0]
+        content = tuple(
+            float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
+            for t in tf.nest.flatten((x, y, sample_weight))
+            if t is not None and np.asarray(t).dtype.kind in "fiub"
+        )
+        return examples, content
+
+    def _sum(
+        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
+    ) -> tf.Tensor:
+        def term(x, y, sample_weight, index, *operands):
+            value, positions = function(x, y, sample_weight, index, *operands)
+            count = _count(positions, sample_weight, self._reduction)
+            return tf.cast(count, value.dtype) * value, count
+
+        count = tf.zeros([], tf.float64)
+        if tf.executing_eagerly():
+            term = compiled(term)
+            total, seen = initial, 0
+            bar = progress_bar(self._dataset, total=self.batches, disable=not self._progress, leave=False)
+            for seen, batch in enumerate(bar, 1):
+                value, more = term(*unpack(batch), tf.constant(seen - 1), *operands)
+                total, count = total + value, count + more
+        else:
+            iterator = iter(self._dataset)
+
+            def body(optional, total, count, seen):
+                value, more = term(*unpack(optional.get_value()), seen, *operands)
+                total = tf.ensure_shape(total + value, initial.shape)
+                return iterator.get_next_as_optional(), total, count + more, seen + 1
+
+            _, total, count, seen = tf.while_loop(
+                lambda optional, *_: optional.has_value(),
+                body,
+                (iterator.get_next_as_optional(), initial, count, tf.constant(0)),
+                parallel_iterations=1,
+            )
+        _checks.require(
+            tf.convert_to_tensor(tf.equal(seen, self.batches)),
+            _checks.message("data", "another number of batches than at first", f"{self.batches} batches each time"),
+        )
+        return total if self._reduction == "sum" else tf.math.divide_no_nan(total, tf.cast(count, total.dtype))
+
+
+class MicroBatches(InParts):
+    """One batch in pieces, for curvature whose record of the whole batch would not fit in memory.
+
+    Args:
+        x: the inputs.
+        y: the labels, or `None`.
+        sample_weight: the examples' weights, or `None`.
+        size: examples in a piece; the last one may have fewer.
+        reduction: Keras's name of how losses are summed up.
+    """
+
+    def __init__(self, x: Any, y: Any, sample_weight: Any, size: int, reduction: str):
+        super().__init__()
+        check_inputs(x)
+        self._data = (x, y, None if sample_weight is None else tf.convert_to_tensor(sample_weight))
+        self._size = size
+        self._reduction = reduction
+
+    def _sum(
+        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
+    ) -> tf.Tensor:
+        x, _, sample_weight = self._data
+        by_weight = self._reduction == "mean_with_sample_weight" and sample_weight is not None
+        first = tf.nest.flatten(x)[0]
+        examples = first.shape[0]
+        total = tf.reduce_sum(tf.cast(sample_weight, initial.dtype)) if by_weight else tf.shape(first)[0]
+
+        def term(x, y, sample_weight, index, total, *operands):
+            share = _share(x, sample_weight, self._reduction, total, initial.dtype)
+            # Conditions of a loop's body cannot leave it; that the inputs are finite was looked at before.
+            with _checks.collected(finite_only_collected=True):
+                value, _ = function(x, y, sample_weight, index, *operands)
+            return share * value
+
+        term = compiled(term) if tf.executing_eagerly() else term
+
+        def piece(start: tf.Tensor, size: int | tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+            def cut(tensor: tf.Tensor) -> tf.Tensor:
+                part = tf.slice(
+                    tensor,
+                    tf.concat([[start], tf.zeros([tf.rank(tensor) - 1], tf.int32)], 0),
+                    tf.concat([[size], tf.shape(tensor)[1:]], 0),
+                )
+                return tf.ensure_shape(part, [size if isinstance(size, int) else None, *tensor.shape[1:]])
+
+            data = [None if part is None else tf.nest.map_structure(cut, part) for part in self._data]
+            return term(*data, index, total, *operands)
+
+        if examples is None:
+            # A whole number of pieces is not known to TensorFlow: the last one is cut to what there is.
+            count = tf.shape(first)[0]
+            pieces, rest = -(-count // self._size), 0
+        else:
+            count = examples
+            pieces, rest = divmod(examples, self._size)
+
+        def body(index: tf.Tensor, so_far: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            start = index * self._size
+            size = self._size if examples is not None else tf.minimum(self._size, count - start)
+            return index + 1, tf.ensure_shape(so_far + piece(start, size, index), initial.shape)
+
+        result = initial
+        if examples is None or pieces:
+            _, result = tf.while_loop(
+                lambda index, _: index < pieces, body, (tf.constant(0), initial), parallel_iterations=1
+            )
+        if rest:
+            result += piece(tf.constant(pieces * self._size), rest, tf.constant(pieces))
+        return result
+
+
+def _count(positions: tf.Tensor, sample_weight: Any, reduction: str) -> tf.Tensor:
+    """What a batch's mean loss was divided by."""
+    if reduction == "sum":
+        return tf.ones([], tf.float64)
+    if reduction == "mean_with_sample_weight" and sample_weight is not None:
+        return tf.reduce_sum(tf.cast(sample_weight, tf.float64))
+    return tf.cast(positions, tf.float64)
+
+
+def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """The weight of a piece's mean loss in that of its batch; `total` counts the whole as the reduction does."""
+    if reduction == "sum":
+        return tf.ones([], dtype)
+    # All examples of one batch have the same number of positions.
+    examples = tf.cast(tf.shape(tf.nest.flatten(x)[0])[0], dtype)
+    if reduction == "mean_with_sample_weight" and sample_weight is not None:
+        examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
+    return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
+
+
+def _refuse_mask(batch: Batch) -> None:
+    if _keras.mask_of(batch.outputs) is not None and batch.likelihood.reduction != "sum":
+        raise ValueError(
+            _checks.message(
+                "data",
+                "a data set for a model whose outputs are masked",
+                "one batch, or a loss with reduction='sum'",
+                "The mean over the unmasked positions of all batches is not a mean of the batches' means.",
+            )
+        )
+
+
+__all__ = ["DataSet", "InParts", "MicroBatches", "OneBatch", "Source"]

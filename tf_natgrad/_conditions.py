@@ -85,6 +85,38 @@ def judge(conditions: Iterable[Condition]) -> list[tf.Operation]:
     return assertions
 
 
+def note(found: list[Condition], conditions: list[Condition] | None) -> None:
+    """Adds conditions to a list, or judges them where there is none.
+
+    Args:
+        found: the conditions.
+        conditions: the list, or `None`.
+
+    Raises:
+        ValueError: see `judge`.
+    """
+    if conditions is None:
+        judge(found)
+    else:
+        conditions.extend(found)
+
+
+def noted(checked: Checked, conditions: list[Condition] | None) -> tf.Tensor:
+    """The value of something that was checked, its conditions being noted or judged.
+
+    Args:
+        checked: a value with conditions.
+        conditions: a list, or `None`.
+
+    Returns:
+        The value.
+    """
+    if conditions is None:
+        return checked.judged()
+    conditions.extend(checked.conditions)
+    return checked.value
+
+
 def require(ok: tf.Tensor, text: str, error: type[ValueError] = ValueError) -> None:
     """Judges one condition at once.
 
@@ -148,4 +180,15 @@ def as_value_error() -> Any:
         raise errors.BY_NAME.get(name, ValueError)(text) from None
 
 
-__all__ = ["Checked", "Condition", "all_hold", "as_value_error", "finite", "is_finite", "judge", "require"]
+__all__ = [
+    "Checked",
+    "Condition",
+    "all_hold",
+    "as_value_error",
+    "finite",
+    "is_finite",
+    "judge",
+    "note",
+    "noted",
+    "require",
+]

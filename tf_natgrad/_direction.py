@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
-from tf_natgrad.operators import FactoredRhs, Fisher
+from tf_natgrad.operators import Damped, FactoredRhs, Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver
 
@@ -27,6 +28,7 @@ class BatchDirection(NamedTuple):
         fisher: the Fisher of the batch.
         slope: `g^T d`, a scalar.
         quadratic_form: `d^T F d`, a scalar, with the exact Fisher (of micro-batches, with the one that was solved for).
+        conditions: on the values that went in, where they were not judged at once.
     """
 
     value: tf.Tensor
@@ -34,6 +36,7 @@ class BatchDirection(NamedTuple):
     fisher: Fisher
     slope: tf.Tensor
     quadratic_form: tf.Tensor
+    conditions: list[Condition]
 
     def predicted_decrease(self, scale: tf.Tensor) -> tf.Tensor:
         """The decrease of the loss that its quadratic model, without damping, predicts for a step of `-scale d`.
@@ -65,6 +68,7 @@ def batch_direction(
     shift: tf.Tensor | None = None,
     x0: tf.Tensor | None = None,
     last: tf.Tensor | None = None,
+    judges: bool = True,
 ) -> BatchDirection:
     """One forward pass, and the natural gradient of its loss, eagerly or inside a trace.
 
@@ -89,6 +93,7 @@ def batch_direction(
         x0: `[n]`, where an iterative solver starts, or `None` for zero.
         last: `[n]`, the last direction, to be combined with this one so that the damped quadratic model with the exact
             Fisher is minimal (Martens and Grosse 2015, section 7), or `None`.
+        judges: whether conditions on values are judged at once, rather than returned.
 
     Returns:
         A `BatchDirection`.
@@ -96,6 +101,7 @@ def batch_direction(
     Raises:
         ValueError: if an argument does not fit.
     """
+    conditions = None if judges else []
     fisher = Fisher(
         model,
         loss,
@@ -105,6 +111,7 @@ def batch_direction(
         training=training,
         variables=variables,
         micro_batch_size=micro_batch_size,
+        conditions=conditions,
     )
     refuse_activity_losses(model)
     rhs = fisher.loss_gradient()
@@ -113,21 +120,27 @@ def batch_direction(
         rhs = rhs._replace(rest=penalty if rhs.rest is None else rhs.rest + penalty)
     rhs = rhs._replace(shift=shift)
     undamped = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
-    operator = fisher if undamped else fisher.damped(damping)
-    d, info = solver.solve(operator, rhs, x0)
+    operator = fisher if undamped else Damped(fisher, damping, conditions)
+    d, info = solver.solve(operator, rhs, x0, conditions=conditions)
+    conditions = conditions or []
     damping = 0.0 if undamped else operator.damping
     if last is not None or kind == "mc":
-        return _at_the_minimum(fisher, rhs, damping, info, [d] if last is None else [d, last])
+        return _at_the_minimum(fisher, rhs, damping, info, [d] if last is None else [d, last], conditions)
     form = tf.cast(info.quadratic_form, d.dtype)
     # (F + damping I) d = g + damping shift - residual.
     slope = form + damping * tf.reduce_sum(tf.square(d)) + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
     if shift is not None:
         slope -= damping * tf.reduce_sum(shift * d)
-    return BatchDirection(d, info, fisher, slope, form)
+    return BatchDirection(d, info, fisher, slope, form, conditions)
 
 
 def _at_the_minimum(
-    fisher: Fisher, rhs: FactoredRhs, damping: tf.Tensor | float, info: Any, vectors: list[tf.Tensor]
+    fisher: Fisher,
+    rhs: FactoredRhs,
+    damping: tf.Tensor | float,
+    info: Any,
+    vectors: list[tf.Tensor],
+    conditions: list[Condition],
 ) -> BatchDirection:
     """The combination of one or two vectors that minimises the damped quadratic model with the exact Fisher.
 
@@ -163,7 +176,7 @@ def _at_the_minimum(
     slope = tf.add_n([k * s for k, s in zip(coefficients, slopes, strict=True)])
     k = tf.stack(coefficients)
     form = tf.reduce_sum(k * tf.linalg.matvec(tf.stack([tf.stack(row) for row in forms]), k))
-    return BatchDirection(value, info, fisher, slope, form)
+    return BatchDirection(value, info, fisher, slope, form, conditions)
 
 
 def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition, judge
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import Fisher
@@ -53,8 +54,10 @@ def plan_solver(
     ensure_built(model, data[0])
     # What the call would change, statistics and the states of random numbers, goes no further than this scope.
     with keras.StatelessScope():
-        with _checks.collected(finite_only_collected=True):
-            fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables)
+        conditions: list[Condition] = []
+        fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables, conditions=conditions)
+        # What is not finite is for the step to deal with.
+        judge(c for c in conditions if not c.finite)
         algorithm, why = solver.choose(fisher)
         algorithm.check(fisher)
     refusal = fisher.gram_refusal

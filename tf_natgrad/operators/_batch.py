@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
+from tf_natgrad._conditions import Condition, finite, note, noted
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
 from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
@@ -37,6 +38,7 @@ class Batch:
         training: the mode in which the model was called.
         factor: the output-space factor of the operator that uses the batch, if it has one.
         gram_checked: whether the Gram matrix of the recorded calls was found to be that of the Jacobian.
+        conditions: where conditions on the batch's values go; `None` where they are judged at once.
     """
 
     model: ModelLike
@@ -52,6 +54,7 @@ class Batch:
     training: bool
     factor: OutputFactor | None = None
     gram_checked: bool = False
+    conditions: list[Condition] | None = None
 
     def gram_refusal(self) -> str | None:
         """Why there is no Gram matrix, or `None`; where values are at hand, by a random product as well.
@@ -95,7 +98,8 @@ class Batch:
         y = self.y if y is None else y
         if y is None:
             raise ValueError(_checks.message("data", "inputs without labels", "`(x, y)`", "This quantity has labels."))
-        return self.likelihood.targets(y, self.pd)
+        checked = self.likelihood.checked_targets(y, self.pd)
+        return noted(checked, self.conditions)
 
     def loss(self, y: TensorLike | None = None) -> tf.Tensor:
         """The loss of the batch, `-sum_i w_i log p(y_i | z_i)`.
@@ -139,7 +143,9 @@ class Batch:
             A distribution.
         """
         with keras.StatelessScope(state_mapping=[*self.snapshot, *moved]):
-            return self.likelihood.distribution(call_model(self.model, self.x, self.training))
+            there = self.likelihood.distribution(call_model(self.model, self.x, self.training))
+        # Of several outputs this one knows the weights.
+        return self.pd.with_parameters(there.parameters)
 
 
 def run_batch(
@@ -153,6 +159,7 @@ def run_batch(
     variables: Sequence[keras.Variable] | None,
     flat_parameters: FlatParameters | None = None,
     second_order: bool = False,
+    conditions: list[Condition] | None = None,
 ) -> Batch:
     """Calls a model once on a batch and keeps what curvature needs of it.
 
@@ -166,6 +173,7 @@ def run_batch(
         variables: the variables of interest; `None` for all trainable ones.
         flat_parameters: the same as a layout, where it exists already.
         second_order: whether the gradient of the loss is recorded too, to be differentiated once more.
+        conditions: a list to which the conditions on values are added; by default they are judged at once.
 
     Returns:
         A `Batch`.
@@ -173,7 +181,7 @@ def run_batch(
     Raises:
         ValueError: if the batch is empty, not finite, or does not fit.
     """
-    check_inputs(x)
+    note(input_conditions(x), conditions)
     ensure_built(model, x)
     snapshot = [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
     outer = tf.GradientTape(persistent=True) if second_order else None
@@ -181,11 +189,10 @@ def run_batch(
         with tf.GradientTape(persistent=True) as tape, capture(model) as record:
             with _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext():
                 outputs = call_model(model, x, training)
-            pd = likelihood.distribution(outputs)
+            pd, weights, found = likelihood.read(outputs, sample_weight)
+        note(found, conditions)
         if flat_parameters is None:
             flat_parameters = FlatParameters(model.trainable_variables if variables is None else variables)
-        weights = likelihood.weights(outputs, pd, sample_weight)
-        likelihood.check_outputs(outputs, pd, weights)
         batch = Batch(
             model=model,
             x=x,
@@ -198,40 +205,47 @@ def run_batch(
             snapshot=snapshot,
             likelihood=likelihood,
             training=training,
+            conditions=conditions,
         )
         if second_order:
             batch.linearization.record_gradient(outer, batch.score())
     return batch
 
 
-def check_inputs(x: Any) -> None:
-    """Refuses an empty batch, or inputs that are not finite.
+def input_conditions(x: Any) -> list[Condition]:
+    """The conditions that a batch is not empty and its inputs are finite.
 
     Args:
         x: a tensor or a structure of tensors, examples first.
 
+    Returns:
+        Conditions.
+
     Raises:
-        ValueError: naming `x`.
+        ValueError: naming `x`, if the batch is known to be empty.
     """
     tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(x)]
     if not tensors:
         raise ValueError(_checks.message("x", "nothing", "a batch of shape [N, ...]"))
+    found = []
     for tensor in tensors:
         if tensor.shape.rank == 0:
             raise ValueError(_checks.message("x", "a scalar", "a batch of shape [N, ...]"))
         size = tensor.shape[0]
-        _checks.require(
-            tf.shape(tensor)[0] > 0 if size is None else tf.constant(size > 0),
-            _checks.message("x", "an empty batch", "at least one example", "Drop empty batches from the data set."),
-        )
-    _checks.require_finite("x", "finite inputs", *tensors)
+        text = _checks.message("x", "an empty batch", "at least one example", "Drop empty batches from the data set.")
+        if size == 0:
+            raise ValueError(text)
+        if size is None:
+            found.append(Condition(tf.shape(tensor)[0] > 0, text))
+    return [*found, finite("x", "finite inputs", *tensors)]
 
 
-def unpack(data: Any) -> tuple[Any, Any, Any]:
+def unpack(data: Any, several: bool = False) -> tuple[Any, Any, Any]:
     """`(x, y, sample_weight)` of what a user or a data set gives, with `None` for what is missing.
 
     Args:
         data: inputs, or a tuple `(x, y)` or `(x, y, sample_weight)`.
+        several: whether a list of labels is one for each of several outputs.
 
     Returns:
         Tensors.
@@ -241,9 +255,19 @@ def unpack(data: Any) -> tuple[Any, Any, Any]:
     if not 1 <= len(data) <= 3:
         raise ValueError(_checks.message("data", f"a tuple of {len(data)}", "`x`, `(x, y)` or `(x, y, sample_weight)`"))
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if sample_weight is not None:
-        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
-    return as_inputs(x), None if y is None else _checks.as_tensor("y", y), sample_weight
+    return as_inputs(x), _as_labels("y", y, several), _as_labels("sample_weight", sample_weight, several)
+
+
+def _as_labels(argument: str, value: Any, several: bool) -> Any:
+    """A tensor, or a list or dictionary of tensors for several outputs; data sets give tuples of tensors there."""
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        return {name: _as_labels(argument, part, False) for name, part in value.items()}
+    from_data_set = isinstance(value, tuple) and all(tf.is_tensor(part) for part in value)
+    if isinstance(value, list | tuple) and (several or from_data_set):
+        return [_as_labels(argument, part, False) for part in value]
+    return _checks.as_tensor(argument, value)
 
 
 def as_inputs(x: Any) -> Any:
@@ -300,4 +324,4 @@ def check_fits(model: ModelLike, x: Any) -> None:
         )
 
 
-__all__ = ["Batch", "as_inputs", "check_fits", "check_inputs", "run_batch", "unpack"]
+__all__ = ["Batch", "as_inputs", "check_fits", "input_conditions", "run_batch", "unpack"]

@@ -7,6 +7,7 @@ import abc
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition, note, noted
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._factored import FactoredOperator, FactoredRhs
@@ -63,15 +64,15 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         batch = self.batch
         weights = batch.weights
         if sample_weight is not None:
-            weights = tf.cast(batch.likelihood.weights(batch.outputs, batch.pd, sample_weight), self.dtype)
-            _checks.require(
-                tf.reduce_all((batch.weights > 0) | (weights == 0)),
-                _checks.message(
-                    "sample_weight",
-                    "a positive weight for an example that the matrix leaves out",
-                    "zero wherever the matrix's own weight is zero",
-                ),
+            checked = batch.likelihood.checked_weights(batch.outputs, batch.pd, sample_weight)
+            weights = tf.cast(noted(checked, batch.conditions), self.dtype)
+            text = _checks.message(
+                "sample_weight",
+                "a positive weight for an example that the matrix leaves out",
+                "zero wherever the matrix's own weight is zero",
             )
+            inside = tf.reduce_all((batch.weights > 0) | (weights == 0))
+            note([Condition(inside, text)], batch.conditions)
         if not batch.factor.is_exact:
             return FactoredRhs(None, rest=self._flat.flatten(batch.gradient(self._flat.tensors, y, weights)))
         u = tf.cast(batch.pd.score_factor(batch.targets(y)), self.dtype)

@@ -128,8 +128,8 @@ def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index:
         A factor of rank `samples`: unbiased for the exact `L`, with one row per example and draw.
     """
     first = tf.cast(index, tf.int32) * samples
-    draws = [pd.sample(tf.stack([tf.cast(seed, tf.int32), first + k])) for k in range(samples)]
-    scores = tf.stack([pd.fisher_factor(pd.score_factor(draw)) for draw in draws])
+    seeds = [tf.stack([tf.cast(seed, tf.int32), first + k]) for k in range(samples)]
+    scores = tf.stack([pd.sampled_score(one) for one in seeds])
     return PooledScoreFactor(scores * tf.cast(samples, pd.parameters.dtype) ** -0.5)
 
 

@@ -10,8 +10,9 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
-from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
+from tf_natgrad.distributions import Distribution, JointLikelihood, Likelihood, likelihood_of
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch, check_fits, run_batch, unpack
@@ -34,6 +35,8 @@ class ModelOperator(CurvatureOperator):
         progress: whether products over a data set show a progress bar.
         micro_batch_size: where the record of one batch would not fit in memory, the examples of the pieces into which
             it is cut. The model is then called at each product, as it is over a data set.
+        conditions: a list to which the conditions on values (labels in range, finite inputs) are added, for a caller
+            who judges them together with others; by default they are judged at once.
 
     Raises:
         ValueError: if an argument is out of its range, or the data are empty or not finite, or a data set is to be
@@ -55,9 +58,11 @@ class ModelOperator(CurvatureOperator):
         variables: Sequence[keras.Variable] | None = None,
         progress: bool = False,
         micro_batch_size: int | None = None,
+        conditions: list[Condition] | None = None,
     ):
         _checks.check_model("model", model)
-        likelihood = likelihood_of(loss)
+        likelihood = likelihood_of(loss).for_model(model)
+        several = isinstance(likelihood, JointLikelihood)
         _checks.check_flag("training", training)
         _checks.check_flag("progress", progress)
         if micro_batch_size is not None:
@@ -75,7 +80,7 @@ class ModelOperator(CurvatureOperator):
                 )
             )
         parts = DataSet(data, likelihood.reduction, progress) if is_data_set else None
-        x, y, weights = unpack(next(iter(data)) if is_data_set else data)
+        x, y, weights = unpack(next(iter(data)) if is_data_set else data, several)
         check_fits(model, x)
         weights = weights if sample_weight is None else sample_weight
         if self._has_labels and y is None:
@@ -83,10 +88,10 @@ class ModelOperator(CurvatureOperator):
                 _checks.message("data", "inputs without labels", "`(x, y)`", f"{type(self).__name__} has labels.")
             )
         if in_parts:
-            parts = parts or MicroBatches(x, y, weights, micro_batch_size, likelihood.reduction)
+            parts = parts or MicroBatches(x, y, weights, micro_batch_size, likelihood.reduction, conditions)
             ensure_built(model, x)
             flat = FlatParameters(model.trainable_variables if variables is None else variables)
-            parts.bind(self._runner(model, likelihood, flat), self._as_graph)
+            parts.bind(self._runner(model, likelihood, flat, conditions is not None), self._as_graph)
             source = parts
         else:
             batch = run_batch(
@@ -98,6 +103,7 @@ class ModelOperator(CurvatureOperator):
                 training=training,
                 variables=variables,
                 second_order=self._second_order,
+                conditions=conditions,
             )
             flat = batch.linearization.flat_parameters
             self._adopt(batch, 0)
@@ -107,8 +113,10 @@ class ModelOperator(CurvatureOperator):
         super().__init__(flat, name=type(self).__name__)
         self._source: Source = source
 
-    def _runner(self, model: ModelLike, likelihood: Likelihood, flat: FlatParameters) -> Callable[..., Batch]:
-        """How a part of the data becomes a batch of this operator."""
+    def _runner(
+        self, model: ModelLike, likelihood: Likelihood, flat: FlatParameters, known: bool
+    ) -> Callable[..., Batch]:
+        """How a part of the data becomes a batch of this operator; `known`: its conditions are judged elsewhere."""
 
         def run(x: Any, y: Any, sample_weight: Any, index: tf.Tensor) -> Batch:
             batch = run_batch(
@@ -121,6 +129,8 @@ class ModelOperator(CurvatureOperator):
                 variables=None,
                 flat_parameters=flat,
                 second_order=self._second_order,
+                # Conditions of a loop's body cannot leave it.
+                conditions=[] if known else None,
             )
             self._adopt(batch, index)
             return batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
+from tf_natgrad._conditions import Condition, note
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._base import CurvatureOperator
 
@@ -21,6 +22,7 @@ class Damped(CurvatureOperator):
     Args:
         base: a curvature operator.
         damping: a number >= 0, or a scalar tensor or variable whose value is >= 0.
+        conditions: a list to which the condition on a value not yet known is added; by default it is judged at once.
 
     Raises:
         ValueError: if `damping` is negative, NaN or not a scalar; an assertion is added to a graph that does not yet
@@ -28,10 +30,10 @@ class Damped(CurvatureOperator):
         TypeError: if `base` is not a curvature operator, or `damping` not a number.
     """
 
-    def __init__(self, base: CurvatureOperator, damping: TensorLike):
+    def __init__(self, base: CurvatureOperator, damping: TensorLike, conditions: list[Condition] | None = None):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
-        _check_damping(damping)
+        note(_conditions_on(damping), conditions)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
             damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)
@@ -73,18 +75,19 @@ class Damped(CurvatureOperator):
         return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self.damping)
 
 
-def _check_damping(damping: TensorLike) -> None:
-    """Refuses a damping that is not a scalar >= 0: at once where it has a value, in the graph otherwise."""
+def _conditions_on(damping: TensorLike) -> list[Condition]:
+    """Refuses a damping that is known not to be a scalar >= 0, and returns the condition on one that is not known."""
     if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
         _checks.check_number("damping", damping, minimum=0.0)
-        return
+        return []
     value = tf.convert_to_tensor(damping)
     _checks.check_scalar("damping", value)
     static = tf.get_static_value(value)
     if static is None:
-        _checks.require(value >= 0, _checks.message("damping", "a negative number or NaN", "a scalar >= 0"))
-    elif not static >= 0:
+        return [Condition(value >= 0, _checks.message("damping", "a negative number or NaN", "a scalar >= 0"))]
+    if not static >= 0:
         raise ValueError(_checks.message("damping", static, "a scalar >= 0"))
+    return []
 
 
 __all__ = ["Damped"]

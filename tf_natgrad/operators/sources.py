@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
+from tf_natgrad._conditions import Condition, note, require
 from tf_natgrad._progress import progress_bar
-from tf_natgrad.operators._batch import Batch, check_inputs, unpack
+from tf_natgrad.operators._batch import Batch, input_conditions, unpack
 
 
 class Source(abc.ABC):
@@ -228,7 +229,7 @@ class DataSet(InParts):
                 (iterator.get_next_as_optional(), initial, count, tf.constant(0)),
                 parallel_iterations=1,
             )
-        _checks.require(
+        require(
             tf.convert_to_tensor(tf.equal(seen, self.batches)),
             _checks.message("data", "another number of batches than at first", f"{self.batches} batches each time"),
         )
@@ -244,11 +245,20 @@ class MicroBatches(InParts):
         sample_weight: the examples' weights, or `None`.
         size: examples in a piece; the last one may have fewer.
         reduction: Keras's name of how losses are summed up.
+        conditions: a list to which the conditions on the inputs are added; by default they are judged at once.
     """
 
-    def __init__(self, x: Any, y: Any, sample_weight: Any, size: int, reduction: str):
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        size: int,
+        reduction: str,
+        conditions: list[Condition] | None = None,
+    ):
         super().__init__()
-        check_inputs(x)
+        note(input_conditions(x), conditions)
         self._data = (x, y, None if sample_weight is None else tf.convert_to_tensor(sample_weight))
         self._size = size
         self._reduction = reduction
@@ -264,9 +274,7 @@ class MicroBatches(InParts):
 
         def term(x, y, sample_weight, index, total, *operands):
             share = _share(x, sample_weight, self._reduction, total, initial.dtype)
-            # Conditions of a loop's body cannot leave it; that the inputs are finite was looked at before.
-            with _checks.collected(finite_only_collected=True):
-                value, _ = function(x, y, sample_weight, index, *operands)
+            value, _ = function(x, y, sample_weight, index, *operands)
             return share * value
 
         term = compiled(term) if tf.executing_eagerly() else term

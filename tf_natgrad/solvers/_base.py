@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition, note
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator, FactoredRhs
 
@@ -43,7 +44,11 @@ class Solver(abc.ABC):
 
     @tf.autograph.experimental.do_not_convert
     def solve(
-        self, operator: tf.linalg.LinearOperator, rhs: TensorLike | FactoredRhs, x0: TensorLike | None = None
+        self,
+        operator: tf.linalg.LinearOperator,
+        rhs: TensorLike | FactoredRhs,
+        x0: TensorLike | None = None,
+        conditions: list[Condition] | None = None,
     ) -> Solution:
         """Solves one system.
 
@@ -51,6 +56,8 @@ class Solver(abc.ABC):
             operator: a curvature operator `[n, n]`, damped or not.
             rhs: `[n]`, or what `operator.loss_gradient` returned.
             x0: `[n]`, where to start (used by iterative solvers only), or `None` for zero.
+            conditions: a list to which the conditions on the solution are added, for a caller who judges them together
+                with others; by default they are judged at once.
 
         Returns:
             A `Solution`.
@@ -73,6 +80,7 @@ class Solver(abc.ABC):
             operator.prepare()
             run = operator.compiled(("solve", algorithm), run)
         value, numbers = run(rhs, x0)
+        note(algorithm.conditions(numbers), conditions)
         info = algorithm.report(numbers)._replace(why=why)
         return Solution(value, readable(info) if tf.executing_eagerly() else info)
 
@@ -111,6 +119,10 @@ class Algorithm(Solver):
     @abc.abstractmethod
     def compute(self, operator: tf.linalg.LinearOperator, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
         """The computation, as graph code: the value, and the numbers of the report as tensors."""
+
+    def conditions(self, numbers: tuple) -> list[Condition]:
+        """The conditions under which the value is a solution, from those numbers."""
+        return []
 
     @abc.abstractmethod
     def report(self, numbers: tuple) -> NamedTuple:

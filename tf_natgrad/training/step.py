@@ -137,18 +137,17 @@ def plan_step(
     statistics = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
     before = [tf.identity(tf.convert_to_tensor(v.value)) for v in statistics]
     damping = tf.identity(tf.convert_to_tensor(natural.damping.value))
+    in_parts = natural.micro_batch_size is not None
     try:
         direction = _direction(model, natural, likelihood, solver, variables, data, damping)
         conditions = list(direction.conditions)
-        outputs = (
-            direction.fisher.outputs if natural.micro_batch_size is None else _look(model, likelihood, data, conditions)
-        )
+        outputs = _look(model, likelihood, data, conditions) if in_parts else direction.fisher.outputs
     except BaseException:
         if tf.executing_eagerly():
             restore(statistics, before)
         raise
     usable = _conditions.all_hold(c for c in conditions if not c.finite)
-    loss = _loss(model, data, outputs, natural.micro_batch_size is None, usable)
+    loss = _loss(model, data, outputs, not in_parts, usable)
     rate = tf.convert_to_tensor(natural.learning_rate)
     form = tf.cast(direction.quadratic_form, rate.dtype)
     shrink = tf.ones([], rate.dtype)
@@ -365,9 +364,9 @@ def update(plan: Plan, verdict: Verdict) -> None:
     natural = plan.natural
     number = tf.identity(natural.iterations.value)
     # The step's own numbers and slots are set below.
-    slots = (
-        [_keras.slot_of(natural, natural.last_direction, v) for v in plan.variables] if natural.last_direction else []
-    )
+    slots = []
+    if natural.last_direction:
+        slots = [_keras.slot_of(natural, natural.last_direction, v) for v in plan.variables]
     set_here = {id(v) for v in (*slots, natural.damping, natural.rejected_steps, natural.skipped_steps)}
     state = [v for v in natural.variables if id(v) not in set_here]
     before = [tf.identity(tf.convert_to_tensor(v.value)) for v in state]

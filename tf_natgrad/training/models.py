@@ -64,6 +64,7 @@ class NaturalGradientMixin:
         data = Data(*keras.utils.unpack_x_y_sample_weight(data))
         if data.y is None:
             raise ValueError(_checks.message("y", "None", "labels", "Pass them to `fit` beside the inputs."))
+        ensure_built(self, data.x)
         likelihood, variables = likelihood_of_model(self), self._natural_variables(natural)
         if natural.micro_batch_size is not None:
             _refuse_parts(self, variables)

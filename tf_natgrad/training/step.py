@@ -17,7 +17,7 @@ from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._conditions import Condition
 from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood
-from tf_natgrad.linearize import call_model, ensure_built
+from tf_natgrad.linearize import call_model
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver
 from tf_natgrad.steps import StepReport, Trial, accept, kl_radius, restore
@@ -133,7 +133,6 @@ def plan_step(
     Raises:
         ValueError: if shapes are known not to fit; the statistics are as they were.
     """
-    ensure_built(model, data.x)
     statistics = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
     before = [tf.identity(tf.convert_to_tensor(v.value)) for v in statistics]
     damping = tf.identity(tf.convert_to_tensor(natural.damping.value))

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+import tf_natgrad
 from tf_natgrad import _files
 from tf_natgrad._files import CsvFile, write_atomically
 
@@ -179,3 +180,13 @@ def test_a_device_is_written_to_and_not_replaced():
     file.resume()
     assert file.header() is None
     assert pathlib.Path("/dev/full").is_char_device()
+
+
+def test_one_writer_of_csv_files():
+    """Files that grow are written by one class, in the package as in the experiments."""
+    package = pathlib.Path(tf_natgrad.__file__).parent
+    sources = [*package.rglob("*.py"), *(package.parent / "experiments").glob("*.py")]
+    found = {
+        path.name for path in sources if "csv.DictWriter(" in path.read_text() or "csv.writer(" in path.read_text()
+    }
+    assert found == {"_files.py"}

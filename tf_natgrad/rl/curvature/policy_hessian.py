@@ -13,7 +13,7 @@ from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
 from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.rl.baselines import Baseline, step_weights
+from tf_natgrad.rl.curvature.baselines import Baseline, step_weights
 from tf_natgrad.rl.episodes import Episodes, check_episodes
 from tf_natgrad.rl.policies import Policy, check_policy, has_kinks
 

@@ -12,11 +12,11 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators.score_function import ReturnHessian
-from tf_natgrad.rl.baselines import Baseline
-from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
+from tf_natgrad.rl.curvature.baselines import Baseline
+from tf_natgrad.rl.curvature.episode_statistics import mean_interval, monte_carlo_p_values, studentised
+from tf_natgrad.rl.curvature.policy_hessian import PolicyHessian
 from tf_natgrad.rl.episodes import Episodes, check_episodes
 from tf_natgrad.rl.policies import Policy, check_policy
-from tf_natgrad.rl.policy_hessian import PolicyHessian
 from tf_natgrad.spectrum import Eigenpairs, eigsh
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.distributions import CategoricalPd
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
 from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
@@ -261,7 +262,7 @@ def _check_actions(policy: Policy, observations: tf.Tensor, episodes: Episodes) 
     discrete = actions.dtype.kind in "iu"
     fits = (
         discrete and actions.ndim == 1 and actions.min() >= 0 and actions.max() < outputs
-        if policy.distribution_class.__name__ == "CategoricalPd"
+        if issubclass(policy.distribution_class, CategoricalPd)
         else not discrete and actions.ndim == 2 and 2 * actions.shape[1] == outputs
     )
     if not fits:

@@ -93,7 +93,7 @@ def normalizations(network: keras.Model) -> list[ObservationNormalization]:
 
 
 def default_policy(observations: Any, actions: Any, *, normalized: bool, seed: int) -> Policy:
-    """A policy of two tanh layers of 64 units, with a small last layer: at first all actions are about as likely.
+    """Makes a policy of two tanh layers of 64 units, with a small last layer: at first all actions are about as likely.
 
     Args:
         observations: the Box of single observations.
@@ -110,7 +110,7 @@ def default_policy(observations: Any, actions: Any, *, normalized: bool, seed: i
 
 
 def default_value_network(observations: Any, *, normalized: bool, seed: int) -> keras.Model:
-    """A value function of two tanh layers of 64 units.
+    """Makes a value function of two tanh layers of 64 units.
 
     Args:
         observations: the Box of single observations.

@@ -26,17 +26,17 @@ Callback = Callable[[Any, Record], Any]
 
 
 class NaturalPolicyGradient:
-    """Natural policy gradient: steps along `F^-1 grad`, as long as a KL divergence in the quadratic model allows.
+    """Natural policy gradient: steps along `F^-1 grad` whose length a KL divergence in the quadratic model sets.
 
     Each update runs the policy for `n_steps` in each of `n_envs` environments, all reset at its beginning; estimates
     advantages by GAE; moves the policy by `sqrt(2 target_kl / x^T F x) x`, where `x` solves `(F + cg_damping I) x = g`
     by conjugate gradients, `g` is the gradient of the surrogate `mean_t pi(a_t|s_t) / pi_old(a_t|s_t) A_t` and `F` the
     Fisher of the policy at the observations; and fits the value function to `A_t + V(s_t)`. To second order the step
-    has `KL(old || new) = target_kl`. It is taken whole, without a search; where the surrogate would not rise, or
-    something is not finite, it is left. `TRPO` also keeps the measured divergence within `target_kl`.
+    has `KL(old || new) = target_kl`. It is taken whole, without a search; it is rejected if the surrogate would not
+    rise, or something is not finite. `TRPO` also keeps the measured divergence within `target_kl`.
 
-    Since an update starts with fresh episodes, no state is seen that lies more than `n_steps` steps from a start: let
-    `n_steps` be at least as large as an episode is long.
+    Since an update starts with fresh episodes, it sees no state that is more than `n_steps` steps from a start: choose
+    `n_steps` at least as large as the length of an episode.
 
     The same seed gives the same numbers on the same machine, also if training is interrupted, saved and resumed, where
     `reset(seed=...)` determines all that an environment does (a wrapper that normalises observations keeps more).
@@ -270,7 +270,7 @@ class NaturalPolicyGradient:
         return collect(self._env, self.policy, episodes, seed=seed, deterministic=deterministic)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes all of the agent into one file: `load` goes on with the same numbers.
+        """Writes the whole agent into one file: `load` goes on with the same numbers.
 
         The file is written beside its place and renamed: a kill leaves the previous one intact.
 

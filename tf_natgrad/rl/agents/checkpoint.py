@@ -98,7 +98,7 @@ def read_agent(
 
 
 def damaged(path: str | os.PathLike, why: Any) -> ValueError:
-    """The error for a file that cannot be used.
+    """Makes the error for a file that cannot be used.
 
     Args:
         path: of the file.

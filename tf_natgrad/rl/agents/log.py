@@ -84,7 +84,7 @@ class CsvLog:
             self._try(lambda: self._file.replace(self._rows))
 
     def close(self) -> None:
-        """Nothing: the file is not kept open."""
+        """Does nothing: the file is opened for each line."""
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -97,7 +97,7 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """Event files for TensorBoard, which need not be installed to write them.
+    """Writes event files for TensorBoard, which need not be installed.
 
     Args:
         folder: for the files.
@@ -125,7 +125,7 @@ class TensorBoardLog:
 
 
 class ProgressBar:
-    """A bar over environment steps, with the return and the KL divergence of the last update.
+    """Shows a bar over environment steps, with the return and the KL divergence of the last update.
 
     Args:
         total: of the agent's life, where the run ends.
@@ -148,7 +148,7 @@ class ProgressBar:
         self._done = record.steps
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.close()
 
 
@@ -162,7 +162,7 @@ def logs(
     log_path: str | os.PathLike | None,
     tensorboard: str | os.PathLike | None,
 ) -> Iterator[list[Any]]:
-    """All that is to be written in one run; closed at its end.
+    """Opens everything that a run writes to, and closes it at the end.
 
     Args:
         rows: the records so far.

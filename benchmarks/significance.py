@@ -18,8 +18,8 @@ import scipy.stats
 from _timing import table
 
 from tf_natgrad._progress import progress_bar
-from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
-from tf_natgrad.rl.significance import redraws_of
+from tf_natgrad.rl.curvature.episode_statistics import mean_interval, monte_carlo_p_values, studentised
+from tf_natgrad.rl.curvature.significance import redraws_of
 
 STATES, ACTIONS, HORIZON, GAMMA = 3, 2, 4, 0.9
 LEVEL, NULL_DRAWS = 0.05, 39

@@ -28,7 +28,8 @@ from _timing import table
 
 import tf_natgrad.rl as rl
 from tf_natgrad._progress import progress_bar
-from tf_natgrad.rl import agents, rollouts
+from tf_natgrad.rl import rollouts
+from tf_natgrad.rl.agents import learner
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
 from trpo import TASKS
@@ -97,7 +98,7 @@ class Parts:
     @contextlib.contextmanager
     def watching(self, agent: rl.TRPO) -> Iterator[None]:
         """Times the parts of an agent's updates."""
-        acting, critic = rollouts._acting, agent.critic
+        acting, critic, parts = rollouts._acting, agent.critic, agent._learner
 
         def choosing(*arguments) -> Callable:
             return self.timed("acting", acting(*arguments))
@@ -107,8 +108,8 @@ class Parts:
             mock.patch.object(rollouts, "_acting", choosing),
             mock.patch.object(vector, "step", self.timed("environments", vector.step)),
             mock.patch.object(vector, "reset", self.timed("environments", vector.reset)),
-            mock.patch.object(agents, "rollout", self.timed("keeping the rollout", agents.rollout)),
-            mock.patch.object(agent, "_policy_step", self.timed("policy update", agent._policy_step.__call__)),
+            mock.patch.object(learner, "rollout", self.timed("keeping the rollout", learner.rollout)),
+            mock.patch.object(parts, "policy_step", self.timed("policy update", parts.policy_step.__call__)),
             mock.patch.object(critic, "fit", self.timed("value regression", critic.fit)),
             mock.patch.object(critic, "values", self.timed("values", critic.values)),
             mock.patch.object(agent, "_update", self.timed("advantages and the rest", agent._update)),

@@ -6,8 +6,6 @@ import os
 import pathlib
 import textwrap
 
-from _recording import replacing
-
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2",
@@ -47,6 +45,12 @@ def set_caption(figure, text: str) -> None:
 
 def save(figure, path: str | os.PathLike) -> None:
     """Writes the figure as a whole or not at all, and closes it."""
-    with replacing(pathlib.Path(path)) as temporary:
+    path = pathlib.Path(path)
+    # Of the same suffix, which tells matplotlib the format.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
         figure.savefig(temporary, dpi=130)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     pyplot().close(figure)

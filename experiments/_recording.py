@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Row = dict[str, str]
@@ -25,8 +23,8 @@ def as_text(value: Any) -> str:
 class Recorder:
     """A CSV file whose rows belong to runs, a run being the rows with the same values in the key columns.
 
-    Each row is one write of one whole line, and whatever removes rows replaces the file as a whole, so that the
-    file is a valid one at whichever moment the process is killed.
+    Each row is appended by one write, and rows are removed only by replacing the file at once: whenever the process is
+    killed, the rows are there, and `read_rows` leaves out what may follow them. See `tf_natgrad._files.CsvFile`.
 
     Args:
         path: the file; its folder is made where needed.
@@ -56,8 +54,12 @@ class Recorder:
             for row in read_rows(self.path, self.columns):
                 self._runs.setdefault(self._key_of(row), []).append(row)
             self._runs = {key: rows for key, rows in self._runs.items() if keep(key, rows)}
+        # Imported where rows are written, because it brings TensorFlow: what only reads need not wait for that.
+        from tf_natgrad._files import CsvFile
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path, self._lines([dict(zip(self.columns, self.columns, strict=True)), *self.rows()]))
+        self._file = CsvFile(self.path, self.columns)
+        self._file.replace(self.rows())
 
     def __contains__(self, key: Sequence[Any]) -> bool:
         return tuple(map(as_text, key)) in self._runs
@@ -81,26 +83,15 @@ class Recorder:
         if unknown:
             raise ValueError(f"no such columns: {', '.join(sorted(unknown))}; there are {', '.join(self.columns)}")
         row = {column: as_text(values.get(column)) for column in self.columns}
-        line = self._lines([row]).encode()
-        with open(self.path, "ab", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            try:
-                # Where there is room for a part of the line only, that part is written, without an error.
-                if file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:
-                file.truncate(size)
-                reason = f"{error.strerror}: the row was not recorded, those before it are; make room, and --resume"
-                raise OSError(error.errno, reason, str(self.path)) from error
+        try:
+            self._file.append(row)
+        except OSError as error:
+            reason = f"{error.strerror}: the row was not recorded, those before it are; make room, and --resume"
+            raise OSError(error.errno, reason, str(self.path)) from error
         self._runs.setdefault(self._key_of(row), []).append(row)
 
     def _key_of(self, row: Row) -> Key:
         return tuple(row[column] for column in self.key_columns)
-
-    def _lines(self, rows: Iterable[Row]) -> str:
-        text = io.StringIO()
-        csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
-        return text.getvalue()
 
 
 def read_rows(path: str | os.PathLike, columns: Sequence[str]) -> list[Row]:
@@ -122,24 +113,3 @@ def read_rows(path: str | os.PathLike, columns: Sequence[str]) -> list[Row]:
     if tuple(reader.fieldnames or ()) != tuple(columns):
         raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(columns)}")
     return list(reader)
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that it is there as a whole or, if anything goes wrong, as it was before."""
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path):
-    """A temporary path beside `path`, which takes its place when the body is done.
-
-    Yields:
-        The temporary path, with the same suffix.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -40,7 +40,7 @@ from _arguments import add_dataset, add_recording, check_recording, output_folde
 from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
 
-# TensorFlow and matplotlib are imported where they are used: `--help` and `--replot` need not wait for TensorFlow.
+# TensorFlow and matplotlib are imported where they are used: `--help` and `--table` need not wait for TensorFlow.
 
 LOGGER = logging.getLogger("tf_natgrad")
 

@@ -140,7 +140,6 @@ DOORS = [
             "line_search_shrinking_factor": numbers(0.0, exclusive=True, maximum=1.0, open_above=True),
             "line_search_max_iter": numbers(1, integer=True),
         },
-        free=("options",),
     ),
     Door("rl.NaturalPolicyGradient", rl.NaturalPolicyGradient, {"env": Field}, AGENT_RANGES),
     Door(

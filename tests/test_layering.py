@@ -14,7 +14,7 @@ ROOT = pathlib.Path(tf_natgrad.__file__).parent
 
 # A module imports from its own row and from the rows above. The first name that fits is a module's row.
 LAYERS = [
-    {"_typing", "_checks", "_conditions", "_keras", "_progress", "errors", "parameters"},
+    {"_typing", "_checks", "_conditions", "_files", "_keras", "_progress", "errors", "parameters"},
     {"distributions"},
     {"linearize", "gram", "operators"},
     {"solvers", "spectrum"},
@@ -33,7 +33,7 @@ LAYERS = [
     },
     {"rl", "data"},
 ]
-# Within a row, what else is forbidden: importer -> imported.
+# Within a row, what else is forbidden, of rooms and of rooms within rooms: importer -> imported.
 FORBIDDEN = {
     "linearize": {"gram", "operators"},
     "gram": {"operators"},
@@ -47,6 +47,8 @@ FORBIDDEN = {
     "_train_function": {"models", "optimizers", "_direction"},
     "data": {"rl"},
     "rl": {"data"},
+    "rl.curvature": {"rl.agents"},
+    "rl.agents": {"rl.curvature"},
 }
 # Third-party packages and the only rooms that may import them, and whether only inside a function.
 ONLY_IN = {
@@ -119,7 +121,37 @@ def test_imports_point_upwards(module):
         other = _room(dotted)
         assert _resolved(dotted), f"{module} imports the package itself: {dotted}"
         assert _row(other) <= _row(own), f"{module} (layer {_row(own)}) imports {dotted} (layer {_row(other)})"
-        assert other not in FORBIDDEN.get(own, ()), f"{module} imports {dotted}"
+        assert not _forbidden(module, dotted), f"{module} imports {dotted}"
+
+
+def _within(dotted, room):
+    return f"{dotted}.".startswith(f"{room}.")
+
+
+def _forbidden(module, dotted):
+    """The rooms that `FORBIDDEN` keeps a module out of and that an import leads into."""
+    imported = dotted.removeprefix("tf_natgrad.")
+    rooms = [room for importer, others in FORBIDDEN.items() if _within(module, importer) for room in others]
+    return [room for room in rooms if _within(imported, room)]
+
+
+@pytest.mark.parametrize(
+    "module, dotted, forbidden",
+    [
+        ("rl.curvature.significance", "tf_natgrad.rl.agents.critic.Critic", True),
+        ("rl.agents.learner", "tf_natgrad.rl.curvature", True),
+        ("rl.agents.learner", "tf_natgrad.rl.agents.critic.Critic", False),
+        ("rl.curvature", "tf_natgrad.rl.agents_and_more", False),
+        ("step", "tf_natgrad.models", True),
+        ("solvers.svd", "tf_natgrad.spectrum.trace", True),
+    ],
+)
+def test_rooms_within_rooms_are_kept_apart(module, dotted, forbidden):
+    assert bool(_forbidden(module, dotted)) is forbidden
+
+
+def test_forbidden_rooms_exist():
+    assert {*FORBIDDEN, *(room for others in FORBIDDEN.values() for room in others)} <= set(MODULES)
 
 
 def test_every_room_has_a_row():

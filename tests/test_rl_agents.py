@@ -1,8 +1,12 @@
 """Agents: they learn, keep their limits, resume with the same numbers, and leave nothing half done."""
 
 import csv
+import dataclasses
+import inspect
+import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 
@@ -14,10 +18,13 @@ import tensorflow as tf
 from keras import layers
 
 import tf_natgrad
-from tf_natgrad import _checks, rl
-from tf_natgrad.rl import agent_log
-from tf_natgrad.rl.agent_log import CsvLog, Record
-from tf_natgrad.rl.critic import Critic
+from tf_natgrad import _checks, _files, rl
+from tf_natgrad.rl.agents.checkpoint import read_checkpoint
+from tf_natgrad.rl.agents.critic import Critic
+from tf_natgrad.rl.agents.learner import Learner
+from tf_natgrad.rl.agents.log import CsvLog, Record
+from tf_natgrad.rl.agents.settings import TRUST_REGION, WHOLE_STEPS
+from tf_natgrad.step import LineSearch
 
 SMALL = {"n_steps": 32, "n_envs": 2, "batch_size": 16, "n_critic_updates": 2}
 UPDATE = 64
@@ -29,7 +36,7 @@ def small(env="CartPole-v1", cls=rl.TRPO, **options):
 
 def state(agent):
     """All that training changes, as bytes."""
-    return {name: array.tobytes() for name, array in agent._arrays().items()}
+    return {name: array.tobytes() for name, array in agent._learner.arrays().items()}
 
 
 def rows(agent):
@@ -39,7 +46,7 @@ def rows(agent):
 
 def rewind(agent, arrays, updates):
     """Puts an agent back, compiled functions and all that does not change being kept."""
-    agent._restore(arrays)
+    agent._learner.restore(arrays)
     agent.steps, agent.updates = updates * UPDATE, updates
     del agent.log[updates:]
 
@@ -47,7 +54,7 @@ def rewind(agent, arrays, updates):
 @pytest.fixture(scope="module")
 def compiled():
     agent = small(normalize_observations=True)
-    return agent, agent._arrays()
+    return agent, agent._learner.arrays()
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_accepted_steps_stay_within_the_limit(trained):
 
 
 def test_nothing_is_traced_twice(trained):
-    assert trained._policy_step.compiled.experimental_get_tracing_count() == 1
+    assert trained._learner.policy_step.compiled.experimental_get_tracing_count() == 1
     assert trained.critic._fit.experimental_get_tracing_count() == 1
     assert trained.critic._values.experimental_get_tracing_count() == 1
 
@@ -198,7 +205,7 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(fresh, tmp_path, mon
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(agent_log.os, moment, killed)
+    monkeypatch.setattr(_files.os, moment, killed)
     with pytest.raises(KeyboardInterrupt):
         agent.save(path)
     monkeypatch.undo()
@@ -218,10 +225,10 @@ def test_checkpoints_while_learning(fresh, tmp_path):
     assert state(rl.TRPO.load(path)) == state(agent)
 
 
-@pytest.mark.parametrize("place", [(Critic, "fit"), (rl.TRPO, "_set_moments")])
+@pytest.mark.parametrize("place", [(Critic, "fit"), (Learner, "_set_moments")])
 def test_an_interruption_leaves_the_agent_as_after_the_last_update(fresh, monkeypatch, place):
     agent = fresh.learn(UPDATE, progress=False)
-    before, arrays = state(agent), agent._arrays()
+    before, arrays = state(agent), agent._learner.arrays()
     original = getattr(*place)
 
     def interrupted(self, *arguments):
@@ -262,7 +269,7 @@ def test_a_search_that_fails_leaves_the_policy_bit_for_bit():
     agent = small(target_kl=1e-30, line_search_max_iter=3)
     before = [w.tobytes() for w in agent.policy.get_weights()]
     values = [w.tobytes() for w in agent.critic.network.get_weights()]
-    agent._policy_step.target_kl = 0.1
+    agent._learner.policy_step.target_kl = 0.1
     (row,) = agent.learn(UPDATE, progress=False).log
     assert not row["accepted"] and row["line_search_steps"] == 2
     assert [w.tobytes() for w in agent.policy.get_weights()] == before
@@ -279,7 +286,7 @@ def test_evaluation_can_be_repeated_and_leaves_no_trace(trained):
 
 
 def test_evaluation_between_updates_changes_nothing(fresh):
-    arrays = fresh._arrays()
+    arrays = fresh._learner.arrays()
     watched = state(fresh.learn(2 * UPDATE, progress=False, callbacks=[lambda agent, record: agent.evaluate(2)]))
     rewind(fresh, arrays, 0)
     assert state(fresh.learn(2 * UPDATE, progress=False)) == watched
@@ -310,7 +317,7 @@ def test_predictions_are_clipped_to_the_box():
 
 def test_observations_are_normalised_inside_the_networks():
     agent, collected = small("Pendulum-v1", normalize_observations=True), []
-    agent.learn(UPDATE, progress=False, callbacks=[lambda agent, record: collected.append(agent._arrays())])
+    agent.learn(UPDATE, progress=False, callbacks=[lambda agent, record: collected.append(agent._learner.arrays())])
     for network in (agent.policy.network, agent.critic.network):
         layer = network.layers[0]
         np.testing.assert_allclose(layer.mean, collected[0]["observations/mean"], rtol=1e-6)
@@ -343,16 +350,46 @@ def test_the_csv_file_is_valid_after_each_update(fresh, tmp_path):
     assert list(csv.DictReader(path.open()))[-1].keys() == set(Record._fields)
 
 
-def test_a_full_disk_does_not_end_the_training(fresh, tmp_path, monkeypatch, caplog):
-    def full(self, text):
+def test_a_full_disk_does_not_end_the_training_and_the_log_is_whole_again(fresh, tmp_path, monkeypatch, caplog):
+    path, limits, seen = tmp_path / "log.csv", resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def fill(agent, record):
+        seen.append(path.read_text())
+        # After the first update there is room for a part of a line, before the last for all.
+        size = len(seen[0]) + 20 if agent.updates < 3 else limits[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    monkeypatch.setattr(_checks, "_logged", set())
+    try:
+        with caplog.at_level(logging.WARNING, "tf_natgrad"):
+            agent = fresh.learn(4 * UPDATE, progress=False, log_path=path, callbacks=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert agent.updates == 4
+    assert len([r for r in caplog.records if "File too large" in r.message]) == 1
+    assert seen[0] == seen[1] == seen[2] and seen[0].count("\n") == 2
+    written = list(csv.DictReader(path.open()))
+    assert [float(row["kl"]) for row in written] == [row["kl"] for row in agent.log]
+    assert os.listdir(tmp_path) == ["log.csv"]
+
+
+def test_a_log_that_could_not_be_begun_is_not_appended_to_another_file(tmp_path, monkeypatch):
+    record = Record(*range(len(Record._fields)))
+    rows, path = [], tmp_path / "log.csv"
+    path.write_text("something else\n")
+    monkeypatch.setattr(_checks, "_logged", set())
+
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(CsvLog, "_append", full)
-    monkeypatch.setattr(_checks, "_logged", set())
-    with caplog.at_level(logging.WARNING, "tf_natgrad"):
-        agent = fresh.learn(2 * UPDATE, progress=False, log_path=tmp_path / "log.csv")
-    assert agent.updates == 2
-    assert len([r for r in caplog.records if "No space left" in r.message]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.os, "fsync", full)
+        log = CsvLog(path, rows)
+    assert path.read_text() == "something else\n"
+    for _ in range(2):
+        rows.append(record._asdict())
+        log.write(record)
+    assert [len(row) for row in csv.DictReader(path.open())] == [len(Record._fields)] * 2
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(fresh, tmp_path, monkeypatch, caplog):
@@ -396,6 +433,51 @@ def test_tensorboard_files_and_a_progress_bar(fresh, tmp_path, capsys):
 def test_hyperparameters(name, value, error):
     with pytest.raises(error, match=f"`{name}`"):
         rl.TRPO("CartPole-v1", **{name: value})
+
+
+def test_the_constructors_name_their_settings():
+    whole = inspect.signature(rl.NaturalPolicyGradient).parameters
+    search = {"line_search_shrinking_factor", "line_search_max_iter"}
+    assert set(inspect.signature(rl.TRPO).parameters) == {*whole, *search}
+    assert (whole["n_steps"].default, whole["cg_damping"].default, whole["seed"].default) == (2048, 0.1, 0)
+    assert all(p.kind != p.VAR_KEYWORD for p in whole.values())
+
+
+def test_settings_that_an_algorithm_does_not_have():
+    with pytest.raises(TypeError, match=r"`line_search_max_iter`: received 3 \(int\).*; expected one of learning_rate"):
+        small(cls=rl.NaturalPolicyGradient, line_search_max_iter=3)
+    with pytest.raises(TypeError, match="`limit_kl`"):
+        small(limit_kl=False)
+    with pytest.raises(TypeError, match="`max_kl`"):
+        small(max_kl=0.1)
+
+
+def test_settings_are_read_and_not_set(fresh):
+    assert (fresh.n_steps, fresh.n_envs, fresh.gamma, fresh.line_search_max_iter) == (32, 2, 0.99, 10)
+    with pytest.raises(AttributeError):
+        fresh.n_steps = 64
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fresh.settings.n_steps = 64
+
+
+def test_the_algorithms_differ_by_their_settings():
+    assert (TRUST_REGION.settings({}).max_kl, WHOLE_STEPS.settings({}).max_kl) == (0.01, None)
+    assert TRUST_REGION.settings({}).line_search == LineSearch(max_backtracks=9, shrink=0.8)
+    assert WHOLE_STEPS.settings({}).line_search.max_backtracks == 0
+    for preset in (TRUST_REGION, WHOLE_STEPS):
+        chosen = preset.chosen(preset.settings({"gamma": 0.5, "seed": 7}))
+        assert preset.settings(chosen).gamma == 0.5 and json.loads(json.dumps(chosen)) == chosen
+
+
+def test_a_checkpoint_names_the_settings_that_may_be_given(fresh, tmp_path):
+    fresh.save(tmp_path / "agent")
+    description, _ = read_checkpoint(tmp_path / "agent")
+    assert description["class"] == "TRPO"
+    assert set(description["hyperparameters"]) == {
+        *("learning_rate", "n_steps", "batch_size", "gamma", "cg_max_steps", "cg_damping", "n_critic_updates"),
+        *("gae_lambda", "normalize_advantage", "target_kl", "sub_sampling_factor", "n_envs", "normalize_observations"),
+        *("normalize_rewards", "seed", "line_search_shrinking_factor", "line_search_max_iter"),
+    }
 
 
 def test_a_sub_sample_that_leaves_nothing_to_look_at_is_refused():

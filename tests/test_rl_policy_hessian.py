@@ -13,6 +13,7 @@ from keras import layers
 from mdp import GAMMA, HORIZON, STATES, Mdp, estimate
 
 from tf_natgrad import operators, rl, spectrum
+from tf_natgrad.distributions import CategoricalPd
 from tf_natgrad.operators.score_function import ESTIMATORS
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -379,3 +380,20 @@ def test_single_precision():
     double = Ragged("continuous").hessian("causal").to_dense().numpy()
     assert single.dtype == "float32"
     np.testing.assert_allclose(single.to_dense(), double, atol=1e-5 * np.abs(double).max())
+
+
+class Renamed(CategoricalPd):
+    """The same distribution, as a class of another name."""
+
+
+class OtherPolicy(rl.CategoricalPolicy):
+    distribution_class = Renamed
+
+
+def test_the_kind_of_distribution_counts_and_not_the_name_of_its_class():
+    network = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    episodes = rl.Episodes.from_arrays(np.ones((2, 3, 3)), np.zeros((2, 3), int), np.ones((2, 3)))
+    found, expected = (
+        rl.PolicyHessian(kind(network), episodes).to_dense().numpy() for kind in (OtherPolicy, rl.CategoricalPolicy)
+    )
+    np.testing.assert_array_equal(found, expected)

@@ -9,7 +9,7 @@ from keras import layers
 from tf_natgrad import rl
 from tf_natgrad.operators import Fisher
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.rl.policy_step import PolicyStep, _not_above
+from tf_natgrad.rl.agents.policy_step import PolicyStep, _not_above
 from tf_natgrad.solvers import ConjugateGradient
 from tf_natgrad.step import LineSearch
 

@@ -11,9 +11,9 @@ import scripts
 from mdp import GAMMA, Mdp
 
 from tf_natgrad import rl
-from tf_natgrad.rl import episode_statistics, significance
-from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
-from tf_natgrad.rl.significance import assess
+from tf_natgrad.rl.curvature import episode_statistics, significance
+from tf_natgrad.rl.curvature.episode_statistics import mean_interval, monte_carlo_p_values, studentised
+from tf_natgrad.rl.curvature.significance import assess
 from tf_natgrad.spectrum.extreme import Eigenpairs, EigshInfo
 
 pytestmark = pytest.mark.usefixtures("float64")

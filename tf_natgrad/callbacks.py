@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import time
@@ -12,6 +10,7 @@ from typing import Any
 import keras
 
 from tf_natgrad import _checks
+from tf_natgrad._files import CsvFile
 from tf_natgrad.training.models import natural_gradient_optimizer
 
 _LOGGER = logging.getLogger("tf_natgrad")
@@ -46,8 +45,9 @@ class StepLogger(keras.callbacks.Callback):
     `steps_per_execution` there is one line per execution: `seconds` are of all its steps, the learning rate is that of
     the first, and the rest is of the last.
 
-    The file is whole at every moment: each line is one write. Where it cannot be written (a full disk, say), one
-    warning tells, training goes on, and so does the file as soon as there is room again.
+    Each line is one write. If the process is killed, the lines are there, and `append=True` goes on after them. If a
+    line cannot be written, for example on a full disk, a warning is logged once, training goes on, and later lines are
+    written as soon as there is room again.
 
     >>> import csv, pathlib, tempfile
     >>> import keras, numpy as np, tf_natgrad as ng
@@ -84,23 +84,26 @@ class StepLogger(keras.callbacks.Callback):
         self.path = None if path is None else os.fspath(path)
         self.every = every
         self.append = append
-        self._file: io.RawIOBase | None = None
-        self._columns: tuple[str, ...] | None = None
-        self._size = 0
-        self._torn = False
+        self._file = None if path is None else CsvFile(self.path)
+        self._writes = False
         self._warned = False
         self._epoch = 0
         self._since = 0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Opens the file."""
+        """Prepares the file."""
         self._since = 0
-        if self.path is None:
+        self._writes = False
+        if self._file is None:
             return
-        self._close()
         try:
             # A file that this object began is never overwritten by it.
-            self._open(append=self.append or self._columns is not None)
+            if self.append or self._file.columns is not None:
+                self._check_header()
+                self._file.resume()
+            else:
+                self._file.clear()
+            self._writes = True
         except OSError as error:
             self._warn(error)
 
@@ -131,79 +134,29 @@ class StepLogger(keras.callbacks.Callback):
         values = {name: (int if name in _WHOLE else float)(values[name]) for name in _COLUMNS if name in values}
         texts = (f"{name} {value}" if name in _WHOLE else f"{name} {value:.4g}" for name, value in values.items())
         _LOGGER.info("%s", ", ".join(texts))
-        if self._columns is None:
-            self._columns = tuple(values)
-        if self._file is not None:
-            self._write(values)
+        if self._writes:
+            try:
+                self._file.append(values)
+            except OSError as error:
+                self._warn(error)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Closes the file."""
-        self._close()
-
-    def _open(self, append: bool) -> None:
-        # Unbuffered, and each write goes to the end: what is written is whole, whenever the process dies.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        self._size = 0
-        content = b""
-        if append and os.fstat(self._file.fileno()).st_size:
-            with open(self.path, "rb") as file:
-                content = file.read()
-        header, newline, _ = content.partition(b"\n")
-        if newline:
-            columns = tuple(header.decode(errors="replace").strip().split(","))
-            if not set(columns) <= set(_COLUMNS):
-                self._close()
-                raise ValueError(
-                    _checks.message(
-                        "path",
-                        f"{self.path}, whose first line is {header[:80].decode(errors='replace')!r}",
-                        "a file that `StepLogger` wrote",
-                        "Give another path, or `append=False` to overwrite it.",
-                    )
+    def _check_header(self) -> None:
+        """Refuses a file of another kind."""
+        header = self._file.header()
+        if header is not None and not set(header.strip().split(",")) <= set(_COLUMNS):
+            raise ValueError(
+                _checks.message(
+                    "path",
+                    f"{self.path}, whose first line is {header[:80]!r}",
+                    "a file that `StepLogger` wrote",
+                    "Give another path, or `append=False` to overwrite it.",
                 )
-            self._columns = columns
-            self._size = content.rfind(b"\n") + 1
-        if os.fstat(self._file.fileno()).st_size > self._size:
-            self._cut()
-
-    def _write(self, values: dict[str, Any]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
-        if not self._size:
-            writer.writeheader()
-        writer.writerow(values)
-        line = text.getvalue().encode()
-        try:
-            if self._torn:
-                self._file.truncate(self._size)
-            self._torn, rest = True, line
-            # A full disk begins with a short write, and says so at the next.
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            self._torn = False
-            self._size += len(line)
-        except OSError as error:
-            self._warn(error)
-            self._cut()
-
-    def _cut(self) -> None:
-        """Removes what is not a whole line, if that is possible."""
-        try:
-            self._file.truncate(self._size)
-            self._torn = False
-        except OSError:
-            # It is tried again before the next line.
-            self._torn = True
+            )
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
             _LOGGER.warning("`StepLogger` could not record a step in %s, and training goes on: %s", self.path, error)
-
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 __all__ = ["StepLogger"]

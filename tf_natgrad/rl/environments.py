@@ -120,6 +120,26 @@ def _made(gym: Any, make: Any, num_envs: int) -> Any:
     return gym.vector.SyncVectorEnv([checked] * num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
 
 
+def check_maker(env: Any) -> None:
+    """Refuses what cannot make several environments, such as a single environment.
+
+    Args:
+        env: what the user gave.
+
+    Raises:
+        ValueError: if it is neither a name nor a function.
+    """
+    if not isinstance(env, str | type) and (not callable(env) or hasattr(env, "step")):
+        raise ValueError(
+            _checks.message(
+                "env",
+                type(env).__name__,
+                "the name of an environment, or a function that makes one",
+                "Pass `env=lambda: gymnasium.make(...)`: an agent runs several at a time.",
+            )
+        )
+
+
 def check_spaces(observations: Any, actions: Any) -> None:
     """Refuses spaces that the agents do not know.
 
@@ -166,4 +186,4 @@ def gymnasium() -> Any:
     return gymnasium
 
 
-__all__ = ["check_spaces", "final_observations_kept", "gymnasium", "vector_environment"]
+__all__ = ["check_maker", "check_spaces", "final_observations_kept", "gymnasium", "vector_environment"]

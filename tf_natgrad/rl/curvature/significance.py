@@ -1,4 +1,4 @@
-"""What to believe of the extreme curvature of an expected return."""
+"""Tests and confidence intervals for the extreme curvature of an expected return."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators.score_function import ReturnHessian
-from tf_natgrad.rl.baselines import Baseline
-from tf_natgrad.rl.episode_statistics import mean_interval, monte_carlo_p_values, studentised
+from tf_natgrad.rl.curvature.baselines import Baseline
+from tf_natgrad.rl.curvature.episode_statistics import mean_interval, monte_carlo_p_values, studentised
+from tf_natgrad.rl.curvature.policy_hessian import PolicyHessian
 from tf_natgrad.rl.episodes import Episodes, check_episodes
 from tf_natgrad.rl.policies import Policy, check_policy
-from tf_natgrad.rl.policy_hessian import PolicyHessian
 from tf_natgrad.spectrum import Eigenpairs, eigsh
 
 
 class ExtremeCurvature(NamedTuple):
-    """The extreme eigenpairs of a policy Hessian, with what speaks for them.
+    """The extreme eigenpairs of a policy Hessian, with intervals and a test.
 
     Attributes:
         eigenvalues: `[2]`, smallest and largest, of all episodes: biased outward.
@@ -31,7 +31,7 @@ class ExtremeCurvature(NamedTuple):
         cross_fitted: `v^T H v` with `v` from one half of the episodes and `H` from the other, averaged over both ways,
             `[2]`: biased inward. In expectation the two bracket the truth.
         cross_fitted_intervals: their confidence intervals over episodes, `[2, 2]`.
-        null_limits: what the extreme eigenvalues of pure noise stay within at the level of the test, `[2]`: quantiles
+        null_limits: the bounds of the extreme eigenvalues of pure noise at the level of the test, `[2]`: quantiles
             of the studentised null, in units of the eigenvalues. NaN without null draws.
         p_values: of each end against the null, `[2]`; NaN without null draws.
         rejects: whether an end is distinguishable from noise at `level` (over both ends).
@@ -63,7 +63,7 @@ def extreme_curvature(
     tol: float = 1e-4,
     seed: int = 0,
 ) -> ExtremeCurvature:
-    """The smallest and largest eigenvalue of a policy Hessian, with confidence intervals, cross-fitting and a null.
+    """Computes the smallest and largest eigenvalue of a policy Hessian, with confidence intervals and a test.
 
     The null hypothesis is that actions have no effect: given the observations, rewards and lengths of the episodes,
     each action is a draw from the policy at its observation. The test draws all actions anew, `null_draws` times, and
@@ -88,7 +88,7 @@ def extreme_curvature(
         baseline: see `PolicyHessian`.
         gamma: the discount factor.
         level: of the intervals (1 - level) and of the test over both ends.
-        null_draws: how often actions are drawn anew; 0 for no test. The test needs at least `2 / level - 1`.
+        null_draws: the number of times that actions are drawn anew, at least `2 / level - 1`; 0 for no test.
         method: of `spectrum.eigsh`.
         tol: of `spectrum.eigsh`.
         seed: of halves, redrawn actions and resamples.
@@ -155,12 +155,12 @@ class Sample(Matrices, Protocol):
 
 
 def assess(sample: Sample, level: float, null_draws: int, generator: np.random.Generator) -> ExtremeCurvature:
-    """The statistics of `extreme_curvature`, of any sample.
+    """Computes the statistics of `extreme_curvature` for any sample.
 
     Args:
         sample: the episodes.
         level: of the intervals and of the test.
-        null_draws: how often actions are drawn anew.
+        null_draws: the number of times that actions are drawn anew.
         generator: of halves, redrawn actions and resamples.
 
     Returns:
@@ -230,7 +230,7 @@ def _forms(matrices: Matrices, vectors: np.ndarray) -> np.ndarray:
 
 
 def redraws_of(num_episodes: int) -> int:
-    """How often actions are redrawn for the variance of quadratic forms: 500 episodes in all, and at least 8 times.
+    """Returns the number of draws of actions for the variance of quadratic forms: 500 episodes in all, at least 8.
 
     Args:
         num_episodes: N.

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.stats
 
 _RESAMPLES = 999
-# How many episodes the variance over redrawn actions is worth. Chosen by `benchmarks/significance.py`.
+# The number of episodes that the variance over redrawn actions counts for. Chosen by `benchmarks/significance.py`.
 _PRIOR_EPISODES = 100
 _BLOCK = 2**22
 
@@ -14,12 +14,12 @@ _BLOCK = 2**22
 def mean_interval(
     values: np.ndarray, redrawn: np.ndarray | None, level: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """The confidence interval of the mean of independent values, at least as wide as Student's.
+    """Computes the confidence interval of the mean of independent values, at least as wide as Student's.
 
     The lower end is `mean - q s / sqrt(N)`. `q` is the greatest of the quantile of Student's t and two of the bootstrap
     of the t statistic, one for each end by itself and one for both; it follows the skewness that few values show. `s^2`
     is the sample variance, or, where that is greater, its average with the variance over redrawn actions, which
-    knows of rare actions that few episodes have not seen.
+    includes rare actions that do not occur in few episodes.
 
     >>> mean_interval(np.arange(5.0), None, 0.05, np.random.default_rng(0)).round(1).tolist()
     [-0.3, 4.3]
@@ -56,7 +56,7 @@ def mean_interval(
 def _bootstrapped_quantiles(
     values: np.ndarray, level: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many standard errors an interval goes down and up from the mean, by the bootstrap of the t statistic."""
+    """Computes the numbers of standard errors below and above the mean, by the bootstrap of the t statistic."""
     count = values.shape[-1]
     centred = (values - values.mean(-1, keepdims=True)).reshape(-1, count)
     spread = centred.std(-1, keepdims=True)
@@ -90,7 +90,7 @@ def _blocks(total: int, size: int) -> list[int]:
 
 
 def studentised(eigenvalues: np.ndarray, forms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Extreme eigenvalues in units of one standard error for both ends.
+    """Divides extreme eigenvalues by one standard error for both ends.
 
     The unit is `sqrt((var_smallest + var_largest) / N)`, from the quadratic forms along the two eigenvectors. A unit of
     its own for each end would be 0 where the eigenvalue is, as along directions that do not change the policy.
@@ -107,7 +107,7 @@ def studentised(eigenvalues: np.ndarray, forms: np.ndarray) -> tuple[np.ndarray,
 
 
 def monte_carlo_p_values(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """The shares of `1 + D` statistics, the observed one included, that are as extreme as that, for both ends.
+    """Computes the share of `1 + D` statistics that are as extreme as the observed one of them, for both ends.
 
     Where all `1 + D` are exchangeable under the null hypothesis, `P(p <= level) <= level` for any D.
 

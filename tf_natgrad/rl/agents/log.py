@@ -1,18 +1,17 @@
-"""What an agent records of each update: rows, a CSV file, TensorBoard's event files, a progress bar."""
+"""What an agent records of each update: a row in its log, a CSV file, TensorBoard's event files, a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
+from tf_natgrad._files import CsvFile
 from tf_natgrad._progress import progress_bar
 
 
@@ -30,7 +29,7 @@ class Record(NamedTuple):
         surrogate: its measured improvement; 0 where the step was rejected.
         cg_iterations: of conjugate gradients.
         cg_residual: relative to the gradient.
-        line_search_steps: how often the step was shortened.
+        line_search_steps: the number of times the step was shortened.
         accepted: whether the policy moved.
         explained_variance: `1 - var(targets - V) / var(targets)`, before the value function was fitted.
         value_loss: its mean squared error afterwards.
@@ -57,45 +56,48 @@ class Record(NamedTuple):
 
 
 class CsvLog:
-    """A CSV file that gets a line for each update, and is a valid one at every moment.
+    """Writes a CSV file with a line for each update of the agent's life.
 
-    It begins with what the agent recorded before, so that after a resumption it is the file of an uninterrupted run.
-    If it cannot be written, training goes on and a warning is logged once.
+    After a resumption it is the file of an uninterrupted run. If a line cannot be written, training goes on, a warning
+    is logged once, and the next update tries to write the whole file anew.
 
     Args:
         path: of the file; one that exists is replaced.
-        rows: the records so far.
+        rows: the records of the agent, to which each update adds its own.
     """
 
     def __init__(self, path: str | os.PathLike, rows: Sequence[dict[str, Any]]):
-        self._path = path
-        text = _lines([Record._fields, *(row.values() for row in rows)])
-        self._try(lambda: write_atomically(path, text.encode()))
+        self._file = CsvFile(path, Record._fields)
+        self._rows = rows
+        self._complete = False
+        self._try(lambda: self._file.replace(rows))
 
     def write(self, record: Record) -> None:
         """Appends a line.
 
         Args:
-            record: of the update.
+            record: of the update, the last of the rows.
         """
-        self._try(lambda: self._append(_lines([record])))
+        if self._complete:
+            self._try(lambda: self._file.append(record._asdict()))
+        else:
+            self._try(lambda: self._file.replace(self._rows))
 
     def close(self) -> None:
-        """Nothing: the file is not kept open."""
+        """Does nothing: the file is opened for each line."""
 
-    def _append(self, text: str) -> None:
-        with open(self._path, "a") as file:
-            file.write(text)
-
-    def _try(self, action: Any) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
+            self._complete = True
         except OSError as error:
-            _checks.log_once(f"The log {os.fspath(self._path)!r} could not be written ({error}); training goes on")
+            self._complete = False
+            path = os.fspath(self._file.path)
+            _checks.log_once(f"The log {path!r} could not be written ({error}); training goes on")
 
 
 class TensorBoardLog:
-    """Event files for TensorBoard, which need not be installed to write them.
+    """Writes event files for TensorBoard, which need not be installed.
 
     Args:
         folder: for the files.
@@ -123,7 +125,7 @@ class TensorBoardLog:
 
 
 class ProgressBar:
-    """A bar over environment steps, with the return and the KL divergence of the last update.
+    """Shows a bar over environment steps, with the return and the KL divergence of the last update.
 
     Args:
         total: of the agent's life, where the run ends.
@@ -146,7 +148,7 @@ class ProgressBar:
         self._done = record.steps
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.close()
 
 
@@ -160,7 +162,7 @@ def logs(
     log_path: str | os.PathLike | None,
     tensorboard: str | os.PathLike | None,
 ) -> Iterator[list[Any]]:
-    """All that is to be written in one run; closed at its end.
+    """Opens everything that a run writes to, and closes it at the end.
 
     Args:
         rows: the records so far.
@@ -184,31 +186,4 @@ def logs(
         yield opened
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Writes a file beside its place and renames it: whatever happens, the place holds the old file or the new one.
-
-    Args:
-        path: of the file.
-        content: all of it.
-    """
-    path = os.fspath(path)
-    beside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(beside)
-        raise
-
-
-def _lines(rows: Sequence[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
-
-
-__all__ = ["CsvLog", "ProgressBar", "Record", "TensorBoardLog", "logs", "write_atomically"]
+__all__ = ["CsvLog", "ProgressBar", "Record", "TensorBoardLog", "logs"]

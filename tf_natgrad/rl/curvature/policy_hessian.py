@@ -9,17 +9,18 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.distributions import CategoricalPd
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
 from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.rl.baselines import Baseline, step_weights
+from tf_natgrad.rl.curvature.baselines import Baseline, step_weights
 from tf_natgrad.rl.episodes import Episodes, check_episodes
 from tf_natgrad.rl.policies import Policy, check_policy, has_kinks
 
 
 class PolicyHessian(ReturnHessian):
-    """An estimate of `d^2 / dtheta^2 E[R]`, `[n, n]`, from episodes drawn once and then frozen.
+    """Estimates `d^2 / dtheta^2 E[R]`, `[n, n]`, from episodes that are drawn once.
 
     `R = sum_t gamma^t r_t`. With `g_t`, `h_t` the gradient and Hessian of `log pi(a_t | s_t)` and `w_t` the discounted
     reward to go less its baseline, it is the weighted mean over episodes of
@@ -41,8 +42,8 @@ class PolicyHessian(ReturnHessian):
         estimator: see above.
         baseline: `None`, a number, `"leave_one_out"`, `"time"`, `"value"` or a function; see `step_weights`.
         gamma: the discount factor.
-        chunk_steps: episodes are gone through in chunks of about so many steps, the policy being called anew for each
-            product; by default all are kept at once.
+        chunk_steps: the number of steps in a chunk of episodes, about; the policy is called on one chunk after the
+            other in each product. By default it is called once, for all episodes.
 
     Raises:
         ValueError: if the policy does not fit the episodes, or an option is out of range.
@@ -98,7 +99,7 @@ class PolicyHessian(ReturnHessian):
         return self._over_chunks("gradient", lambda part, v: part.policy_gradient(), self._zeros())
 
     def reweighted(self) -> tuple[CurvatureOperator, tf.Variable]:
-        """The same operator with episode weights that can be changed at any time, without tracing anew.
+        """Returns the same operator with episode weights that can be changed at any time, without a new trace.
 
         Returns:
             `(operator, weights)`: assign to the variable `weights` `[N]`.
@@ -107,7 +108,7 @@ class PolicyHessian(ReturnHessian):
         return _Changeable(self._batch, self._flat, shares, self._batch.actions), shares
 
     def redrawn(self) -> tuple[ReturnHessian, tf.Variable]:
-        """The same operator with actions that can be changed at any time, without tracing anew.
+        """Returns the same operator with actions that can be changed at any time, without a new trace.
 
         Observations and step weights stay those of the episodes.
 
@@ -118,7 +119,7 @@ class PolicyHessian(ReturnHessian):
         return _Changeable(self._batch, self._flat, self._batch.shares, actions), actions
 
     def prepare(self) -> None:
-        """Nothing: all is recorded on construction, or anew for each chunk."""
+        """Does nothing: the policy is called on construction, or for each chunk."""
 
     def _zeros(self) -> tf.Tensor:
         return tf.zeros([self._flat.size], self.dtype)
@@ -162,7 +163,7 @@ class _Changeable(ReturnHessian):
         return self._batch.estimator
 
     def prepare(self) -> None:
-        """Nothing: all is recorded anew for each product."""
+        """Does nothing: the policy is called in each product."""
 
     def _product(self, vector: tf.Tensor) -> tf.Tensor:
         return self._part()._product(vector)
@@ -201,7 +202,7 @@ class _EpisodeBatch:
         self._functions: dict[str, Any] = {}
 
     def chunks(self, steps: int) -> list[tuple[slice, slice]]:
-        """Runs of whole episodes of about `steps` steps: their steps, and their numbers."""
+        """Groups whole episodes into chunks of about `steps` steps; returns the steps and episodes of each."""
         ends = self._episodes.starts + self._episodes.lengths
         found, first = [], 0
         while first < self._episodes.num_episodes:
@@ -261,7 +262,7 @@ def _check_actions(policy: Policy, observations: tf.Tensor, episodes: Episodes) 
     discrete = actions.dtype.kind in "iu"
     fits = (
         discrete and actions.ndim == 1 and actions.min() >= 0 and actions.max() < outputs
-        if policy.distribution_class.__name__ == "CategoricalPd"
+        if issubclass(policy.distribution_class, CategoricalPd)
         else not discrete and actions.ndim == 2 and 2 * actions.shape[1] == outputs
     )
     if not fits:

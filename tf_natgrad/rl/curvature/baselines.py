@@ -1,4 +1,4 @@
-"""What is subtracted from returns: without bias where the name says so."""
+"""The baselines that are subtracted from returns, and the weights of steps that remain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDS = 5
 
 
 def step_weights(episodes: Episodes, estimator: str, baseline: Baseline, gamma: float) -> np.ndarray:
-    """`w_t`, what an estimator of the policy Hessian multiplies each step with.
+    """Computes `w_t`, the weight of each step in an estimator of the policy Hessian.
 
     For `"trajectory"` it is `R - b`, the same within an episode; for the others `Psi_t - gamma^t b_t`, the discounted
     reward to go less the baseline.
@@ -81,7 +81,7 @@ def step_weights(episodes: Episodes, estimator: str, baseline: Baseline, gamma: 
 
 
 def _leave_one_out(episodes: Episodes, to_go: np.ndarray, whole: bool) -> np.ndarray:
-    """The mean over the other episodes of the discounted reward to go at the same time; zero after their end."""
+    """Averages the discounted reward to go at the same time over the other episodes; it is 0 after their end."""
     others = episodes.num_episodes - 1
     if others < 1:
         raise ValueError(
@@ -95,7 +95,7 @@ def _leave_one_out(episodes: Episodes, to_go: np.ndarray, whole: bool) -> np.nda
 
 
 def _cross_fitted_values(episodes: Episodes, to_go: np.ndarray, discount: np.ndarray) -> np.ndarray:
-    """A value of each observation, from a regression on the episodes of other folds."""
+    """Predicts the value of each observation by a regression on the episodes of other folds."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import PolynomialFeatures, StandardScaler

@@ -8,12 +8,14 @@ import os
 import zipfile
 from typing import Any
 
+import keras
 import numpy as np
 
 from tf_natgrad import _checks
-from tf_natgrad.rl.agent_log import write_atomically
+from tf_natgrad._files import write_atomically
 
 _DESCRIPTION = "description"
+_NETWORKS = ("policy", "value_network")
 
 
 def write_checkpoint(path: str | os.PathLike, description: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -52,8 +54,51 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, 
         raise damaged(path, error) from error
 
 
+def write_agent(
+    path: str | os.PathLike,
+    description: dict[str, Any],
+    networks: dict[str, keras.Model],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Writes an agent.
+
+    Args:
+        path: of the file.
+        description: what JSON can hold, with the name of the agent's class at `"class"`.
+        networks: by name.
+        arrays: everything that training changes, by name.
+    """
+    serialized = {name: keras.saving.serialize_keras_object(network) for name, network in networks.items()}
+    write_checkpoint(path, description | serialized, arrays)
+
+
+def read_agent(
+    path: str | os.PathLike, name: str
+) -> tuple[dict[str, Any], dict[str, keras.Model], dict[str, np.ndarray]]:
+    """Reads what `write_agent` wrote.
+
+    Args:
+        path: of the file.
+        name: of the class that the agent is expected to have.
+
+    Returns:
+        `(description, networks, arrays)`.
+
+    Raises:
+        ValueError: if the file is damaged, or of an agent of another class.
+        FileNotFoundError: if there is none.
+    """
+    description, arrays = read_checkpoint(path)
+    if description.get("class") != name:
+        raise ValueError(
+            _checks.message("path", f"a checkpoint of {description.get('class')}", f"one of {name}", "Use its `load`.")
+        )
+    networks = {key: keras.saving.deserialize_keras_object(description.pop(key)) for key in _NETWORKS}
+    return description, networks, arrays
+
+
 def damaged(path: str | os.PathLike, why: Any) -> ValueError:
-    """The error for a file that cannot be used.
+    """Makes the error for a file that cannot be used.
 
     Args:
         path: of the file.
@@ -72,4 +117,4 @@ def damaged(path: str | os.PathLike, why: Any) -> ValueError:
     )
 
 
-__all__ = ["damaged", "read_checkpoint", "write_checkpoint"]
+__all__ = ["damaged", "read_agent", "read_checkpoint", "write_agent", "write_checkpoint"]

@@ -1,4 +1,4 @@
-"""One natural-gradient step of a policy inside a trust region, compiled once."""
+"""One natural-gradient step of a policy inside a trust region, as one compiled function."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tf_natgrad.step import LineSearch, kl_radius
 
 
 class PolicyStepReport(NamedTuple):
-    """What became of a step; Python's numbers.
+    """Reports a policy step, in Python's numbers.
 
     Attributes:
         kl_predicted: `1/2 d^T F d` of the step taken, in nats.
@@ -27,8 +27,8 @@ class PolicyStepReport(NamedTuple):
         surrogate: its measured improvement.
         cg_iterations: of conjugate gradients.
         cg_residual: `|(F + damping I) x - g| / |g|` at their end.
-        line_search_steps: how often the step was shortened.
-        accepted: whether the weights moved; where they did not, the first four are 0.
+        line_search_steps: the number of times the step was shortened.
+        accepted: whether the weights moved; if they did not, the first four are 0.
         entropy: of the policy before the step, mean over the observations, in nats.
     """
 
@@ -52,12 +52,12 @@ class PolicyStep:
     arguments.
 
     Args:
-        policy: whose weights are moved.
+        policy: is trained in place.
         target_kl: in nats.
         max_iterations: of conjugate gradients.
         damping: added to the diagonal of `F`.
         sub_sampling_factor: `F` uses each k-th observation only.
-        line_search: what decides on the step.
+        line_search: accepts, shortens or rejects the step.
         max_kl: the limit of the measured KL, or `None` for none.
 
     References:
@@ -86,7 +86,7 @@ class PolicyStep:
         self.compiled = tf.function(self._step, autograph=False)
 
     def __call__(self, observations: np.ndarray, actions: np.ndarray, advantages: np.ndarray) -> PolicyStepReport:
-        """Takes one step, or leaves the weights bit for bit as they are.
+        """Takes one step, or leaves the weights exactly as they are.
 
         Args:
             observations: `[M, ...]`.
@@ -109,7 +109,7 @@ class PolicyStep:
         direction, info = self.solver.solve(fisher.damped(self.damping), gradient)
         radius = kl_radius(info.quadratic_form, tf.constant(self.target_kl, tf.float64))
         step = tf.cast(radius, flat.dtype) * direction
-        # Nowhere to go (no gradient), or nothing to rely on: the step is zero, and rejected.
+        # Without a gradient, or with numbers that are not finite, the step is zero and is rejected.
         step = tf.where(tf.math.is_finite(radius) & _checks.is_finite(step), step, tf.zeros_like(step))
         objective.slope = tf.tensordot(gradient, step, 1)
         start = flat.read()
@@ -142,7 +142,7 @@ def _not_above(limit: float, dtype: type) -> np.floating:
 
 
 class _Surrogate:
-    """Minus the surrogate, for the line search; the distributions before the step are kept."""
+    """Computes minus the surrogate for the line search; it keeps the distributions before the step."""
 
     def __init__(self, policy: Policy, observations: tf.Tensor, actions: TensorLike, advantages: tf.Tensor):
         self.policy = policy
@@ -155,7 +155,7 @@ class _Surrogate:
         self.slope: tf.Tensor | None = None
 
     def gradient(self, flat: FlatParameters) -> tf.Tensor:
-        """Of the loss, at the weights of the moment, `[n]`."""
+        """Computes the gradient of the loss at the present weights, `[n]`."""
         with tf.GradientTape() as tape:
             loss = self.loss()
         gradients = tape.gradient(loss, flat.tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -13,7 +13,7 @@ _ADAM_EPSILON = 1e-5
 
 
 class Critic:
-    """`V(s)`, the expected discounted reward to come, by least squares on targets, with Adam.
+    """Fits `V(s)`, the expected discounted reward to come, to targets by least squares with Adam.
 
     >>> network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> critic = Critic(network, learning_rate=0.1, batch_size=4, epochs=50)
@@ -48,11 +48,11 @@ class Critic:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All that `fit` changes."""
+        """The variables that `fit` changes."""
         return [*self.network.variables, *self.optimizer.variables]
 
     def values(self, observations: np.ndarray) -> np.ndarray:
-        """`V` of each observation.
+        """Computes `V` of each observation.
 
         Args:
             observations: `[M, ...]`.

@@ -13,6 +13,7 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.operators import FactoredRhs, Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver
+from tf_natgrad.solvers.auto import may_take_gram
 
 # The share of two vectors' independence, in curvature, below which the second one is left out of a combination.
 _DEPENDENT = 1e-4
@@ -105,6 +106,7 @@ def batch_direction(
         training=training,
         variables=variables,
         micro_batch_size=micro_batch_size,
+        record_calls=may_take_gram(solver),
     )
     refuse_activity_losses(model)
     rhs = fisher.loss_gradient()

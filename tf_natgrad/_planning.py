@@ -54,10 +54,12 @@ def plan_solver(
     # What the call would change, statistics and the states of random numbers, goes no further than this scope.
     with keras.StatelessScope():
         with _checks.collected(finite_only_collected=True):
-            fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables)
+            # What "auto" chooses may do without the record.
+            recorded = isinstance(solver, Gram)
+            fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables, record_calls=recorded)
         algorithm, why = solver.choose(fisher)
         algorithm.check(fisher)
-    refusal = fisher.gram_refusal
+    refusal = None if fisher.batch.recorded is None else fisher.gram_refusal
     # Where sizes alone decided, nothing was replaced.
     if isinstance(solver, Auto) and refusal is not None and refusal in why:
         log_replacement(why)

@@ -238,7 +238,7 @@ class _Fit:
             self.fisher = Fisher(model, likelihood, dataset)
             x, _, _ = unpack(next(iter(dataset)))
             # One call on a few examples shows which layers there are.
-            few = Fisher(model, likelihood, tf.nest.map_structure(lambda t: t[:2], x))
+            few = Fisher(model, likelihood, tf.nest.map_structure(lambda t: t[:2], x), record_calls=True)
         refuse_activity_losses(model)
         self.flat = self.fisher.flat_parameters
         self.layer = _only_dense_layer(few)
@@ -325,7 +325,8 @@ class _Fit:
                 rows.append(tf.pad(block, [[0, 0], [0, 0], [u, 0]]))
             return tf.reshape(tf.stack(rows, 1), [flat.size, flat.size])
 
-        upper = self.fisher.source.sum("one_layer", of_batch, tf.zeros([flat.size, flat.size], flat.dtype))
+        zeros = tf.zeros([flat.size, flat.size], flat.dtype)
+        upper = self.fisher.source.sum("one_layer", of_batch, zeros, record_calls=True)
         return upper + tf.transpose(upper)
 
 

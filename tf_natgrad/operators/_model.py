@@ -34,6 +34,8 @@ class ModelOperator(CurvatureOperator):
         progress: whether products over a data set show a progress bar.
         micro_batch_size: where the record of one batch would not fit in memory, the examples of the pieces into which
             it is cut. The model is then called at each product, as it is over a data set.
+        record_calls: whether the one pass also records what the Gram matrix needs. Without it the model is called once
+            more where that matrix is asked for, which is refused if the weights have changed by then.
 
     Raises:
         ValueError: if an argument is out of its range, or the data are empty or not finite, or a data set is to be
@@ -55,11 +57,13 @@ class ModelOperator(CurvatureOperator):
         variables: Sequence[keras.Variable] | None = None,
         progress: bool = False,
         micro_batch_size: int | None = None,
+        record_calls: bool = False,
     ):
         _checks.check_model("model", model)
         likelihood = likelihood_of(loss)
         _checks.check_flag("training", training)
         _checks.check_flag("progress", progress)
+        _checks.check_flag("record_calls", record_calls)
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         is_data_set = isinstance(data, tf.data.Dataset)
@@ -98,6 +102,7 @@ class ModelOperator(CurvatureOperator):
                 training=training,
                 variables=variables,
                 second_order=self._second_order,
+                record_calls=record_calls,
             )
             flat = batch.linearization.flat_parameters
             self._adopt(batch, 0)
@@ -110,7 +115,7 @@ class ModelOperator(CurvatureOperator):
     def _runner(self, model: ModelLike, likelihood: Likelihood, flat: FlatParameters) -> Callable[..., Batch]:
         """How a part of the data becomes a batch of this operator."""
 
-        def run(x: Any, y: Any, sample_weight: Any, index: tf.Tensor) -> Batch:
+        def run(x: Any, y: Any, sample_weight: Any, index: tf.Tensor, record_calls: bool) -> Batch:
             batch = run_batch(
                 model,
                 likelihood,
@@ -121,6 +126,7 @@ class ModelOperator(CurvatureOperator):
                 variables=None,
                 flat_parameters=flat,
                 second_order=self._second_order,
+                record_calls=record_calls,
             )
             self._adopt(batch, index)
             return batch

@@ -112,4 +112,16 @@ class Planned(Solver):
         return self.algorithm, self.why
 
 
-__all__ = ["Auto", "Planned"]
+def may_take_gram(solver: Solver) -> bool:
+    """Whether a solver may ask for the Gram matrix, so that the forward pass is to record what it needs.
+
+    Args:
+        solver: any solver.
+
+    Returns:
+        `True` for `Gram`, for a plan of it, and for `Auto`, which decides by the batch.
+    """
+    return isinstance(solver.algorithm if isinstance(solver, Planned) else solver, Auto | Gram)
+
+
+__all__ = ["Auto", "Planned", "may_take_gram"]

@@ -403,9 +403,9 @@ class _Penalised(CurvatureOperator):
 
     def __init__(self, fit: _Fit):
         super().__init__(fit.flat, name="Penalised")
-        self._terms = (fit.fisher._product, fit.penalty_product)
+        self._terms = (fit.fisher.product, fit.penalty_product)
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
         return tf.add_n([term(vector) for term in self._terms])
 
 

@@ -176,10 +176,10 @@ class ModelOperator(CurvatureOperator):
     def _batch_product(self, batch: Batch, vector: tf.Tensor) -> tf.Tensor:
         """The product of one batch's matrix with a vector `[n]`, as graph code."""
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
         return self._source.sum("matvec", self._batch_product, vector, vector)
 
-    def _products(self, rows: tf.Tensor) -> tf.Tensor:
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
         def of_batch(batch: Batch, rows: tf.Tensor) -> tf.Tensor:
             return batch.linearization.map_products(lambda row: self._batch_product(batch, row), rows)
 
@@ -190,10 +190,10 @@ class ModelOperator(CurvatureOperator):
         return self._source.batch is not None
 
     @property
-    def _step_by_step(self) -> bool:
+    def is_step_by_step(self) -> bool:
         return self._source.shows_progress
 
-    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._source.map_rows(function, rows)
 
     def _total(self, name: str, of_batch: Callable[[Batch], tf.Tensor], like: tf.Tensor) -> tf.Tensor:

@@ -53,23 +53,23 @@ class Damped(CurvatureOperator):
         return self.base.is_positive_semi_definite
 
     @property
-    def _step_by_step(self) -> bool:
-        return self.base._step_by_step
+    def is_step_by_step(self) -> bool:
+        return self.base.is_step_by_step
 
     def prepare(self) -> None:
         self.base.prepare()
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self.base._product(vector) + self.damping * vector
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self.base.product(vector) + self.damping * vector
 
-    def _products(self, rows: tf.Tensor) -> tf.Tensor:
-        return self.base._products(rows) + self.damping * rows
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
+        return self.base.products(rows) + self.damping * rows
 
-    def _diagonal(self) -> tf.Tensor:
-        return self.base._diagonal() + self.damping
+    def diagonal(self) -> tf.Tensor:
+        return self.base.diagonal() + self.damping
 
-    def _dense(self) -> tf.Tensor:
-        dense = self.base._dense()
+    def dense_matrix(self) -> tf.Tensor:
+        dense = self.base.dense_matrix()
         return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self.damping)
 
 

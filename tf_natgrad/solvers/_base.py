@@ -171,7 +171,7 @@ def flat_rhs(operator: tf.linalg.LinearOperator, rhs: tf.Tensor | FactoredRhs) -
     if rhs.u is not None:
         if not isinstance(base, FactoredOperator):
             raise TypeError(_checks.message("rhs", "FactoredRhs", f"a vector [n] for {type(base).__name__}"))
-        parts.append(base._factor_transpose_product(rhs.u))
+        parts.append(base.factor_transpose_product(rhs.u))
     if rhs.shift is not None:
         parts.append(damping * rhs.shift)
     return tf.add_n(parts)

@@ -79,6 +79,19 @@ DOORS = [
         {"y": bad.LABELS, "variables": bad.variables()},
     ),
     Door(
+        "operators.Penalty",
+        ng.operators.Penalty,
+        {"parameters": FLAT},
+        {"parameters": [None, 3, "x", [], bad.a_function, FISHER]},
+    ),
+    Door(
+        "operators.Sum",
+        lambda part: ng.operators.Sum(FISHER, part),
+        {"part": FISHER},
+        {"part": bad.OPERATORS},
+        {"part": ("parts",)},
+    ),
+    Door(
         "operators.ScoreFunctionHessian",
         ng.operators.ScoreFunctionHessian,
         {

@@ -265,6 +265,24 @@ class CurvatureOperator(ExplicitlyDense):
 
         return Damped(self, damping)
 
+    def __add__(self, other: CurvatureOperator) -> CurvatureOperator:
+        """`self + other`, over the same variables; damping stays outside of the sum.
+
+        Args:
+            other: a curvature operator.
+
+        Returns:
+            A `Sum`, or a `Damped` one.
+        """
+        from tf_natgrad.operators.damped import Damped
+        from tf_natgrad.operators.sum import Sum
+
+        if not isinstance(other, CurvatureOperator):
+            return NotImplemented
+        dampings = [o.damping for o in (self, other) if isinstance(o, Damped)]
+        total = Sum(*(o.base if isinstance(o, Damped) else o for o in (self, other)))
+        return total.damped(tf.add_n(dampings)) if dampings else total
+
     def to_scipy(self):
         """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays.
 

@@ -14,6 +14,7 @@ MODEL_OPTIONS = {
     "training": bad.FLAGS,
     "variables": [v for v in bad.variables() if v is not None] + [[keras.Variable(floats(2))]],
     "progress": bad.FLAGS,
+    "record_calls": bad.FLAGS,
     "micro_batch_size": numbers(1, integer=True, optional=True),
 }
 # The labels play no part in the Fisher.

@@ -57,10 +57,10 @@ class Cholesky(Algorithm):
     The matrix must be positive definite: nothing is cut off, and nothing is added.
 
     >>> import tensorflow as tf
-    >>> matrix = tf.linalg.LinearOperatorFullMatrix(tf.constant([[2.0, 0.0], [0.0, 4.0]]), is_self_adjoint=True)
+    >>> matrix = tf.linalg.LinearOperatorFullMatrix(tf.constant([[4.0, 0.0], [0.0, 16.0]]), is_self_adjoint=True)
     >>> solution = Cholesky().solve(matrix, tf.constant([1.0, 1.0]))
     >>> solution.value.numpy().tolist(), round(float(solution.info.condition_number), 2)
-    ([0.5, 0.25], 2.0)
+    ([0.25, 0.0625], 4.0)
 
     Args:
         memory_limit: bytes that the dense matrix may take.

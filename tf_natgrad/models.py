@@ -148,6 +148,7 @@ class NaturalGradientMixin:
             training=True,
             variables=self._natural_variables(natural),
             kind=natural.fisher,
+            damping=natural.damping.value,
         )
 
     def _likelihood(self) -> Likelihood:

@@ -280,7 +280,7 @@ class CurvatureOperator(ExplicitlyDense):
         if not isinstance(other, CurvatureOperator):
             return NotImplemented
         dampings = [o.damping for o in (self, other) if isinstance(o, Damped)]
-        total = Sum(*(o.base if isinstance(o, Damped) else o for o in (self, other)))
+        total = Sum(*(o.whole if isinstance(o, Damped) else o for o in (self, other)))
         return total.damped(tf.add_n(dampings)) if dampings else total
 
     def to_scipy(self):

@@ -7,10 +7,13 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import ModelLike
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.parameters import FlatParameters
+
+# Weights of a variable up to which the positive part of its block is formed.
+LARGEST_BLOCK = 500
 
 
 class Penalty(CurvatureOperator):
@@ -108,6 +111,55 @@ class Penalty(CurvatureOperator):
         return tf.repeat(tf.constant(constants, self.dtype), self._flat.sizes)
 
 
+class PositivePenalty(CurvatureOperator):
+    """The positive part of a `Penalty`, block by block, at the weights of its construction.
+
+    Args:
+        penalty: the matrix. Of a variable with more than `LARGEST_BLOCK` weights the block is left out, unless it is a
+            constant.
+    """
+
+    def __init__(self, penalty: Penalty):
+        super().__init__(penalty.flat_parameters, name="PositivePenalty")
+        flat = self._flat
+        self._blocks = _keras.Untracked(
+            [_positive_block(*each, flat.dtype) for each in zip(flat.variables, flat.tensors, flat.sizes, strict=True)]
+        )
+        self.left_out = [
+            v.path
+            for v, size in zip(flat.variables, flat.sizes, strict=True)
+            if _constant(v) is None and size > LARGEST_BLOCK
+        ]
+
+    @property
+    def is_positive_semi_definite(self) -> bool:
+        return True
+
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._operator().matvec(vector)
+
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(self._operator().matmul(tf.transpose(rows)))
+
+    def dense_matrix(self) -> tf.Tensor:
+        return self._operator().to_dense()
+
+    def _operator(self) -> tf.linalg.LinearOperator:
+        return tf.linalg.LinearOperatorBlockDiag(self._blocks.value)
+
+
+def _positive_block(
+    variable: keras.Variable, tensor: tf.Tensor, size: int, dtype: tf.DType
+) -> tf.linalg.LinearOperator:
+    constant = _constant(variable)
+    if constant is None and size <= LARGEST_BLOCK:
+        values, vectors = tf.linalg.eigh(tf.cast(tf.reshape(_block(variable, tensor), [size, size]), dtype))
+        return tf.linalg.LinearOperatorFullMatrix(
+            tf.linalg.matmul(vectors * tf.maximum(values, 0.0), vectors, transpose_b=True)
+        )
+    return tf.linalg.LinearOperatorScaledIdentity(size, tf.constant(constant or 0.0, dtype))
+
+
 def _regularizer(variable: keras.Variable) -> Callable | None:
     return getattr(variable, "regularizer", None)
 
@@ -145,4 +197,4 @@ def _block(variable: keras.Variable, tensor: tf.Tensor) -> tf.Tensor:
     return tape.jacobian(gradient, tensor, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
-__all__ = ["Penalty"]
+__all__ = ["LARGEST_BLOCK", "Penalty", "PositivePenalty"]

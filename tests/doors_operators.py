@@ -14,6 +14,7 @@ MODEL_OPTIONS = {
     "training": bad.FLAGS,
     "variables": [v for v in bad.variables() if v is not None] + [[keras.Variable(floats(2))]],
     "progress": bad.FLAGS,
+    "record_calls": bad.FLAGS,
     "micro_batch_size": numbers(1, integer=True, optional=True),
 }
 # The labels play no part in the Fisher.
@@ -77,6 +78,19 @@ DOORS = [
         FISHER.plain_gradient,
         {"y": Y, "variables": MODEL.trainable_variables},
         {"y": bad.LABELS, "variables": bad.variables()},
+    ),
+    Door(
+        "operators.Penalty",
+        ng.operators.Penalty,
+        {"parameters": FLAT},
+        {"parameters": [None, 3, "x", [], bad.a_function, FISHER]},
+    ),
+    Door(
+        "operators.Sum",
+        lambda part: ng.operators.Sum(FISHER, part),
+        {"part": FISHER},
+        {"part": bad.OPERATORS},
+        {"part": ("parts",)},
     ),
     Door(
         "operators.ScoreFunctionHessian",

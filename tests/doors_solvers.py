@@ -27,6 +27,7 @@ DOORS = [
         {},
         {"rcond": numbers(0.0, maximum=1.0, open_above=True)},
     ),
+    Door("solvers.Cholesky", ng.solvers.Cholesky, {}, {"memory_limit": numbers(0.0)}),
     Door(
         "solvers.Auto",
         ng.solvers.Auto,
@@ -59,6 +60,7 @@ DOORS = [
         {"operator": ("rhs",)},
     ),
     Door("SVDPseudoInverse.solve", ng.solvers.SVDPseudoInverse().solve, SYSTEM, SOLVE),
+    Door("Cholesky.solve", ng.solvers.Cholesky().solve, SYSTEM, SOLVE),
     Door("ConjugateGradient.solve", ng.solvers.ConjugateGradient().solve, SYSTEM, SOLVE),
     Door("Auto.solve", ng.solvers.Auto().solve, SYSTEM, SOLVE),
     Door("Auto.choose", ng.solvers.Auto().choose, {"operator": FISHER}, {"operator": bad.OPERATORS}),

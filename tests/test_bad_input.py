@@ -17,7 +17,7 @@ AREAS = ("operators", "solvers", "training", "distributions", "rl")
 NO_DOORS = {
     "tf_natgrad": {"NaturalGradientMixin", "NaturalGradientModel", "NaturalGradientSequential"},
     "operators": {"CurvatureOperator", "FactoredOperator", "FactoredRhs"},
-    "solvers": {"CGInfo", "GramInfo", "Planned", "SVDInfo", "Solution", "Solver", "StopReason"},
+    "solvers": {"CGInfo", "CholeskyInfo", "GramInfo", "Planned", "SVDInfo", "Solution", "Solver", "StopReason"},
     "spectrum": {"Eigenpairs", "EigshInfo", "SpectralDensity", "TraceEstimate"},
     "distributions": {"Distribution", "Likelihood"},
     "rl": {"ExtremeCurvature", "ObservationNormalization", "Policy"},

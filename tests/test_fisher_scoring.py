@@ -14,6 +14,8 @@ import training
 from oracle import difference
 
 import tf_natgrad as ng
+from tf_natgrad._scoring import Fit
+from tf_natgrad._whole_data import as_dataset
 from tf_natgrad.data import load_images
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.step import LineSearch
@@ -25,7 +27,7 @@ LOGISTIC = keras.losses.BinaryCrossentropy(from_logits=True)
 EXAMPLES, FEATURES, CLASSES = 300, 4, 3
 
 # The module: the package exports the function under its name.
-MODULE = importlib.import_module("tf_natgrad.fisher_scoring")
+DATA_MODULE = importlib.import_module("tf_natgrad._whole_data")
 SOLVERS = ("dense", "cg")
 
 
@@ -147,7 +149,7 @@ def test_without_the_regularisers_hessian_it_stalls(monkeypatch):
     x, y = data()
     regularizer = keras.regularizers.L2(2.0**-7)
     assert fit(linear(kernel_regularizer=regularizer), SOFTMAX, (x, y)).iterations < 8
-    monkeypatch.setattr(MODULE._Fit, "penalty_matrix", lambda self: tf.zeros([15, 15], tf.float64))
+    monkeypatch.setattr(ng.operators.Penalty, "dense_matrix", lambda self: tf.zeros([15, 15], tf.float64))
     without = fit(linear(kernel_regularizer=regularizer), SOFTMAX, (x, y), max_iterations=16)
     assert not without.converged
 
@@ -232,6 +234,24 @@ def test_scaled_columns_of_a_softmax_keep_its_null_space_out():
     assert np.abs(kernel.sum(1)).max() < 1e-8 * np.abs(kernel).max()
 
 
+@pytest.mark.parametrize("solver", ["Cholesky", "SVDPseudoInverse", "ConjugateGradient", "Auto"])
+def test_any_solver_of_the_package_finds_the_fit(solver):
+    penalties = {name: keras.regularizers.L2(1e-2) for name in ("kernel_regularizer", "bias_regularizer")}
+    weights = {}
+    for chosen in ("dense", getattr(ng.solvers, solver)()):
+        model = linear(kernel_initializer="zeros", **penalties)
+        result = fit(model, SOFTMAX, data(), solver=chosen, gtol=1e-10)
+        assert result.converged
+        weights[result.solver.split()[0]] = np.concatenate([np.ravel(w) for w in model.get_weights()])
+    assert list(weights) == ["dense", solver]
+    assert difference(*weights.values()) < 1e-8
+
+
+def test_a_solver_that_needs_one_batch_is_refused():
+    with pytest.raises((ValueError, TypeError), match=r"ConjugateGradient"):
+        fit(linear(), SOFTMAX, data(), solver=ng.solvers.Gram())
+
+
 def test_at_the_optimum_it_takes_no_step():
     model = linear(kernel_regularizer=keras.regularizers.L2(1e-2))
     fit(model, SOFTMAX, data())
@@ -255,7 +275,7 @@ def test_a_data_set_and_arrays_in_chunks_give_what_arrays_give(monkeypatch):
     whole, chunks, given = (linear(kernel_regularizer=regularizer) for _ in range(3))
     results = [fit(whole, SOFTMAX, (x, y), sample_weight=weight)]
     results.append(fit(given, SOFTMAX, batches(64, x, y, weight)))
-    monkeypatch.setattr(MODULE, "_CHUNK", 128)
+    monkeypatch.setattr(DATA_MODULE, "_CHUNK", 128)
     results.append(fit(chunks, SOFTMAX, (x, y, weight)))
     expected, _ = minimum(x, y, CLASSES, lambda k: (2.0**-7 * np.sum(k**2), 2.0**-6 * k), weight)
     assert [r.loss for r in results] == pytest.approx([expected] * 3, abs=1e-10)
@@ -271,7 +291,7 @@ def test_the_matrix_of_one_layer_is_the_fisher():
         (linear(use_bias=False), SOFTMAX),
         (linear(activation="softmax"), softmax),
     ):
-        problem = MODULE._Fit(model, loss, MODULE._as_dataset((x, y), None))
+        problem = Fit(model, loss, as_dataset((x, y), None))
         assert problem.layer is not None
         assert difference(problem.matrix(), ng.operators.Fisher(model, loss, x).to_dense()) < 1e-12
 
@@ -281,7 +301,7 @@ def test_the_block_formula_is_not_taken_where_the_gram_matrix_is_refused(monkeyp
     refusal = property(lambda self: "The kernel acts elsewhere too.")
     monkeypatch.setattr(ng.operators.Fisher, "gram_refusal", refusal)
     model = linear()
-    problem = MODULE._Fit(model, SOFTMAX, MODULE._as_dataset((x, y), None))
+    problem = Fit(model, SOFTMAX, as_dataset((x, y), None))
     assert problem.layer is None
     assert difference(problem.matrix(), ng.operators.Fisher(model, SOFTMAX, x).to_dense()) < 1e-12
 

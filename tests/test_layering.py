@@ -22,6 +22,8 @@ LAYERS = [
         "step",
         "_factorised",
         "_separation",
+        "_scoring",
+        "_whole_data",
         "optimizers",
         "_planning",
         "_direction",

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import training
 from oracle import difference
 
 import tf_natgrad as ng
@@ -200,12 +201,19 @@ def test_large_damping_approaches_the_scaled_gradient():
     assert errors[1] < 1e-5 and errors[0] / errors[1] == pytest.approx(100, rel=0.1)
 
 
-@pytest.mark.parametrize("solver", ["gram", "svd", "cg"])
+@pytest.mark.parametrize("penalised", ["kernel", "kernel and bias"])
+@pytest.mark.parametrize("solver", [pytest.param("gram", marks=training.BY_VARIABLE), "svd", "cg", "cholesky", "auto"])
 @pytest.mark.parametrize("damping", [0.0, 0.1])
-def test_regularisers_enter_the_direction(damping, solver, rng):
-    regulariser = keras.regularizers.L2(0.05)
+def test_regularisers_enter_gradient_and_curvature(damping, solver, penalised, rng):
     x, y = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_regularizer=regulariser)])
+    options = {"kernel_regularizer": keras.regularizers.L2(0.0625)}
+    if "bias" in penalised:
+        options["bias_regularizer"] = keras.regularizers.L2(0.25)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, bias_initializer="normal", **options)])
+    if solver == "gram" and damping == 0.0 and "bias" not in penalised:
+        with pytest.raises(ValueError, match=r"`solver`.*positive `damping`.*'auto'"):
+            ng.natural_gradient(model, keras.losses.MeanSquaredError(), x, y, damping=0.0, solver="gram")
+        return
     loss = keras.losses.MeanSquaredError()
     variables = [v.value for v in model.trainable_variables]
     with tf.GradientTape() as tape:
@@ -213,6 +221,7 @@ def test_regularisers_enter_the_direction(damping, solver, rng):
     flat = FlatParameters(model.trainable_variables)
     gradient = flat.flatten(tape.gradient(total, variables)).numpy()
     matrix = ng.operators.Fisher(model, loss, x).to_dense().numpy() + damping * np.eye(8)
+    matrix += np.diag([0.125] * 6 + [0.5 if "bias" in penalised else 0.0] * 2)
     solver = ng.solvers.ConjugateGradient(rtol=1e-12) if solver == "cg" else solver
     value, _ = ng.natural_gradient(model, loss, x, y, damping=damping, solver=solver)
     assert difference(value, np.linalg.solve(matrix, gradient)) < TOLERANCE

@@ -12,6 +12,7 @@ from oracle import difference
 import tf_natgrad as ng
 from tf_natgrad.distributions import DiagGaussianPd, NegativeLogLikelihood
 from tf_natgrad.operators import CurvatureOperator, Fisher
+from tf_natgrad.operators._base import product_of
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -175,7 +176,9 @@ def test_gradient_with_a_weight_where_the_matrix_has_none_is_refused():
 @pytest.mark.parametrize("name", ["softmax_regression", "mlp", "cnn", "attention", "embedding", "layer_norm"])
 def test_matrix_stays_at_the_weights_of_its_construction(name, rng):
     problem = cases.fresh(name)
-    expected, fisher, v = problem.oracle.matrix, problem.make_fisher(), rng.normal(size=problem.size)
+    # Recorded with the pass: afterwards the model could no longer be called as it was.
+    fisher = problem.make_fisher(record_calls=True)
+    expected, v = problem.oracle.matrix, rng.normal(size=problem.size)
     problem.flat.assign(problem.flat.read() + rng.normal(size=problem.size))
     assert difference(fisher.matvec(v), expected @ v) < TOLERANCE
     assert difference(fisher.to_dense(), expected) < TOLERANCE
@@ -231,11 +234,27 @@ def test_eager_operator_used_inside_a_function(rng):
 def test_products_are_compiled_once(rng):
     fisher = cases.fresh("mlp").make_fisher()
     traces = []
-    body = fisher._product
-    fisher._product = lambda vector: traces.append(1) or body(vector)
+    body = fisher.product
+    fisher.product = lambda vector: traces.append(1) or body(vector)
     for _ in range(3):
         fisher.matvec(rng.normal(size=64))
     assert len(traces) == 1
+
+
+def test_the_protocol_of_graph_code_is_that_of_the_checked_methods(rng):
+    problem = cases.shared("mlp")
+    fisher, v, u = problem.fisher, rng.normal(size=64), rng.normal(size=problem.fisher.rows)
+    fisher.prepare()
+    rows = np.stack([v, 2.0 * v])
+    assert difference(fisher.product(tf.constant(v)), fisher.matvec(v)) < TOLERANCE
+    assert difference(fisher.products(tf.constant(rows)), fisher.matmul(rows.T).numpy().T) < TOLERANCE
+    assert difference(fisher.factor_product(tf.constant(v)), fisher.factor_matvec(v)) < TOLERANCE
+    assert difference(fisher.factor_transpose_product(tf.constant(u)), fisher.factor_transpose_matvec(u)) < TOLERANCE
+    assert difference(fisher.gram_matrix(), fisher.gram()) < TOLERANCE
+    assert difference(fisher.dense_matrix(), fisher.to_dense()) < TOLERANCE
+    assert difference(fisher.diagonal(), fisher.diag_part()) < TOLERANCE
+    foreign = tf.linalg.LinearOperatorFullMatrix(problem.dense, is_self_adjoint=True)
+    assert difference(product_of(foreign)(tf.constant(v)), product_of(fisher)(tf.constant(v))) < TOLERANCE
 
 
 # Monte-Carlo.
@@ -434,7 +453,7 @@ def lazy(request, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("the dense matrix was formed")
 
-    monkeypatch.setattr(type(operator), "_dense", forbidden)
+    monkeypatch.setattr(type(operator), "dense_matrix", forbidden)
     monkeypatch.setattr(type(operator), "to_dense", forbidden)
     return operator
 

@@ -1,6 +1,5 @@
 """Where no finite fit exists it is said so, and nowhere else: a table of both, in double and in single precision."""
 
-import importlib
 import logging
 
 import cases
@@ -13,8 +12,11 @@ import training
 
 import tf_natgrad as ng
 from tf_natgrad import _checks
+from tf_natgrad._factorised import factorised
+from tf_natgrad._scoring import Fit
+from tf_natgrad._separation import no_finite_fit
+from tf_natgrad._whole_data import as_dataset
 
-FIT = importlib.import_module("tf_natgrad.fisher_scoring")
 SOFTMAX = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ONE_HOT = keras.losses.CategoricalCrossentropy(from_logits=True)
 LOGISTIC = keras.losses.BinaryCrossentropy(from_logits=True)
@@ -273,9 +275,9 @@ def test_of_a_network_nothing_is_claimed(case, options, double):
 
 def test_the_weights_are_not_moved_by_the_search(double):
     model, loss, x, y, _ = NO_FIT["a class never occurs"]()
-    problem = FIT._Fit(model, loss, FIT._as_dataset((x, y), None))
+    problem = Fit(model, loss, as_dataset((x, y), None))
     value, gradient = problem.value_and_gradient()
     before = model.get_weights()
-    step = FIT.factorised(problem.matrix(), gradient, 0.0)
-    assert not FIT.no_finite_fit(problem.fisher, value, gradient, step)
+    step = factorised(problem.matrix(), gradient, 0.0)
+    assert not no_finite_fit(problem.fisher, value, gradient, step)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))

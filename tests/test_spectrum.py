@@ -36,7 +36,7 @@ class Planted(CurvatureOperator):
         self._matrix = tf.constant(matrix, dtype)
         super().__init__(FlatParameters([tf.Variable(tf.zeros(len(matrix), dtype))]), name="Planted")
 
-    def _product(self, vector):
+    def product(self, vector):
         return tf.linalg.matvec(self._matrix, vector)
 
 

@@ -11,9 +11,11 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
-from tf_natgrad.operators import Damped, FactoredRhs, Fisher
+from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs, Fisher, Penalty
+from tf_natgrad.operators._penalised import penalised
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.solvers import Solver
+from tf_natgrad.solvers import Gram, Solver
+from tf_natgrad.solvers.auto import may_take_gram, refuse_gram_of_a_sum
 
 # The share of two vectors' independence, in curvature, below which the second one is left out of a combination.
 _DEPENDENT = 1e-4
@@ -23,11 +25,13 @@ class BatchDirection(NamedTuple):
     """What one batch gives.
 
     Attributes:
-        value: the direction `d = (F + damping I)^-1 (g + damping shift)`, `[n]`.
+        value: the direction `d = (F + R + damping I)^-1 (g + damping shift)`, `[n]`, with `R` the curvature of the
+            weight regularisers.
         info: the solver's report.
         fisher: the Fisher of the batch.
         slope: `g^T d`, a scalar.
         quadratic_form: `d^T F d`, a scalar, with the exact Fisher (of micro-batches, with the one that was solved for).
+        curvature_form: `d^T (F + R) d`, a scalar.
         conditions: on the values that went in, where they were not judged at once.
     """
 
@@ -36,6 +40,7 @@ class BatchDirection(NamedTuple):
     fisher: Fisher
     slope: tf.Tensor
     quadratic_form: tf.Tensor
+    curvature_form: tf.Tensor
     conditions: list[Condition]
 
     def predicted_decrease(self, scale: tf.Tensor) -> tf.Tensor:
@@ -48,7 +53,7 @@ class BatchDirection(NamedTuple):
             A scalar.
         """
         scale = tf.cast(scale, self.slope.dtype)
-        return scale * self.slope - 0.5 * tf.square(scale) * self.quadratic_form
+        return scale * self.slope - 0.5 * tf.square(scale) * self.curvature_form
 
 
 def batch_direction(
@@ -72,9 +77,9 @@ def batch_direction(
 ) -> BatchDirection:
     """One forward pass, and the natural gradient of its loss, eagerly or inside a trace.
 
-    The gradients of the model's weight regularisers enter the right-hand side, not the Fisher. The direction that a
-    Monte-Carlo Fisher gives is scaled to the minimum of the damped quadratic model with the exact one (Martens and
-    Grosse 2015, section 6.4): what few samples do not see it would take too large a step along.
+    The model's weight regularisers enter with gradient and curvature. The direction that a Monte-Carlo Fisher gives is
+    scaled to the minimum of the damped quadratic model with the exact one (Martens and Grosse 2015, section 6.4): what
+    few samples do not see it would take too large a step along.
 
     Args:
         model: a Keras model.
@@ -112,6 +117,7 @@ def batch_direction(
         variables=variables,
         micro_batch_size=micro_batch_size,
         conditions=conditions,
+        record_calls=may_take_gram(solver),
     )
     refuse_activity_losses(model)
     rhs = fisher.loss_gradient()
@@ -119,23 +125,39 @@ def batch_direction(
     if penalty is not None:
         rhs = rhs._replace(rest=penalty if rhs.rest is None else rhs.rest + penalty)
     rhs = rhs._replace(shift=shift)
-    undamped = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
-    operator = fisher if undamped else Damped(fisher, damping, conditions)
-    d, info = solver.solve(operator, rhs, x0, conditions=conditions)
+    operator, curvature = penalised(fisher, damping, conditions)
+    damping = operator.damping if isinstance(operator, Damped) else 0.0
+    refuse_gram_of_a_sum(solver, operator)
+    d, info = solver.solve(operator, _without_shift(rhs, operator), x0, conditions)
     conditions = conditions or []
-    damping = 0.0 if undamped else operator.damping
     if last is not None or kind == "mc":
-        return _at_the_minimum(fisher, rhs, damping, info, [d] if last is None else [d, last], conditions)
-    form = tf.cast(info.quadratic_form, d.dtype)
-    # (F + damping I) d = g + damping shift - residual.
-    slope = form + damping * tf.reduce_sum(tf.square(d)) + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
+        return _at_the_minimum(fisher, curvature, rhs, damping, info, [d] if last is None else [d, last], conditions)
+    form = whole = tf.cast(info.quadratic_form, d.dtype)
+    if curvature is not None:
+        penalised_form = tf.reduce_sum(d * curvature.product(d))
+        # Of what it solves for, the Gram solver reports the factored part alone.
+        if info.solver == Gram.__name__:
+            whole = form + penalised_form
+        else:
+            form = tf.maximum(whole - penalised_form, 0.0)
+    # (F + R + damping I) d = g + damping shift - residual.
+    slope = whole + damping * tf.reduce_sum(tf.square(d)) + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
     if shift is not None:
         slope -= damping * tf.reduce_sum(shift * d)
-    return BatchDirection(d, info, fisher, slope, form, conditions)
+    return BatchDirection(d, info, fisher, slope, form, whole, conditions)
+
+
+def _without_shift(rhs: FactoredRhs, operator: CurvatureOperator) -> FactoredRhs:
+    """The same right-hand side for a damping that differs by variable: only the damping itself pulls to the shift."""
+    if rhs.shift is None or not isinstance(operator, Damped) or operator.damping_by_variable is None:
+        return rhs
+    pull = operator.damping * rhs.shift
+    return rhs._replace(shift=None, rest=pull if rhs.rest is None else rhs.rest + pull)
 
 
 def _at_the_minimum(
     fisher: Fisher,
+    curvature: CurvatureOperator | None,
     rhs: FactoredRhs,
     damping: tf.Tensor | float,
     info: Any,
@@ -159,9 +181,16 @@ def _at_the_minimum(
     if rhs.shift is not None:
         pulls = [s + damping * tf.reduce_sum(rhs.shift * v) for s, v in zip(slopes, vectors, strict=True)]
     forms = [[tf.reduce_sum(a * b) for b in rows] for a in rows]
+    wholes = forms
+    if curvature is not None:
+        images = [curvature.product(v) for v in vectors]
+        wholes = [
+            [form + tf.reduce_sum(a * image) for form, image in zip(row, images, strict=True)]
+            for row, a in zip(forms, vectors, strict=True)
+        ]
     damped = [
         [form + damping * tf.reduce_sum(a * b) for form, b in zip(row, vectors, strict=True)]
-        for row, a in zip(forms, vectors, strict=True)
+        for row, a in zip(wholes, vectors, strict=True)
     ]
     zero = tf.zeros_like(slopes[0])
     coefficients = [tf.where(pulls[0] > 0, tf.math.divide_no_nan(pulls[0], damped[0][0]), zero)]
@@ -175,8 +204,10 @@ def _at_the_minimum(
     value = tf.add_n([k * v for k, v in zip(coefficients, vectors, strict=True)])
     slope = tf.add_n([k * s for k, s in zip(coefficients, slopes, strict=True)])
     k = tf.stack(coefficients)
-    form = tf.reduce_sum(k * tf.linalg.matvec(tf.stack([tf.stack(row) for row in forms]), k))
-    return BatchDirection(value, info, fisher, slope, form, conditions)
+    form, whole = (
+        tf.reduce_sum(k * tf.linalg.matvec(tf.stack([tf.stack(row) for row in table]), k)) for table in (forms, wholes)
+    )
+    return BatchDirection(value, info, fisher, slope, form, whole, conditions)
 
 
 def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:
@@ -188,13 +219,8 @@ def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:
     Returns:
         `[n]`, or `None` where no variable is regularised.
     """
-    penalised = [v for v in flat.variables if getattr(v, "regularizer", None) is not None]
-    if not penalised:
-        return None
-    with tf.GradientTape() as tape:
-        penalty = tf.add_n([tf.cast(v.regularizer(v), flat.dtype) for v in penalised])
-    gradients = tape.gradient(penalty, flat.tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return flat.flatten([tf.convert_to_tensor(g) for g in gradients])
+    penalty = Penalty(flat)
+    return None if penalty.is_zero else penalty.gradient()
 
 
 def refuse_activity_losses(model: ModelLike) -> None:

@@ -14,7 +14,9 @@ from tf_natgrad._conditions import Condition, judge
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import Fisher
+from tf_natgrad.operators._penalised import penalised
 from tf_natgrad.solvers import Auto, Gram, Planned, Solver
+from tf_natgrad.solvers.auto import NO_GRAM_OF_A_SUM, refuse_gram_of_a_sum
 
 
 def needs_plan(solver: Solver) -> bool:
@@ -31,6 +33,7 @@ def plan_solver(
     training: bool,
     variables: Sequence[keras.Variable] | None = None,
     kind: str = "exact",
+    damping: TensorLike = 1.0,
 ) -> tuple[Planned, bool]:
     """The choice of `solver` for batches like this one, the Gram matrix having been checked on it.
 
@@ -44,6 +47,7 @@ def plan_solver(
         training: the mode in which the model is called.
         variables: those that the direction is about; by default all trainable ones.
         kind: of the Fisher, `"exact"` or `"mc"`.
+        damping: of the moment. Whether it is zero decides beside weight regularisers.
 
     Returns:
         The choice, and whether the check came to a result (a batch with NaN shows nothing).
@@ -55,14 +59,26 @@ def plan_solver(
     # What the call would change, statistics and the states of random numbers, goes no further than this scope.
     with keras.StatelessScope():
         conditions: list[Condition] = []
-        fisher = Fisher(model, loss, data, kind=kind, training=training, variables=variables, conditions=conditions)
+        fisher = Fisher(
+            model,
+            loss,
+            data,
+            kind=kind,
+            training=training,
+            variables=variables,
+            conditions=conditions,
+            # What "auto" chooses may do without the record.
+            record_calls=isinstance(solver, Gram),
+        )
         # What is not finite is for the step to deal with.
         judge(c for c in conditions if not c.finite)
-        algorithm, why = solver.choose(fisher)
-        algorithm.check(fisher)
-    refusal = fisher.gram_refusal
+        operator, _ = penalised(fisher, damping)
+        refuse_gram_of_a_sum(solver, operator)
+        algorithm, why = solver.choose(operator)
+        algorithm.check(operator)
+    refusal = None if fisher.batch.recorded is None else fisher.gram_refusal
     # Where sizes alone decided, nothing was replaced.
-    if isinstance(solver, Auto) and refusal is not None and refusal in why:
+    if isinstance(solver, Auto) and ((refusal is not None and refusal in why) or NO_GRAM_OF_A_SUM in why):
         log_replacement(why)
     return Planned(algorithm, why, solver), fisher.gram_checked or not isinstance(algorithm, Gram)
 

@@ -69,6 +69,11 @@ class Linearization:
             self.prepare_jvp()
 
     @property
+    def is_eager(self) -> bool:
+        """Whether the pass ran eagerly."""
+        return self._eager
+
+    @property
     def has_values(self) -> bool:
         """Whether the pass ran eagerly, and this is eager code too: its tensors have values."""
         return self._eager and tf.executing_eagerly()

@@ -41,7 +41,8 @@ def natural_gradient(
     """The natural gradient `(F + damping I)^-1 g` of one batch, for a training loop of one's own.
 
     `g` is the gradient of the loss (regularisers included) and `F` the exact Fisher of the batch, both in the
-    scale of the loss. The computation is compiled once per shape of the batch and kept with the model.
+    scale of the loss; the curvature of weight regularisers is added to it. The computation is compiled once per shape
+    of the batch and kept with the model.
 
     >>> import keras, numpy as np
     >>> from tf_natgrad.parameters import FlatParameters
@@ -171,7 +172,12 @@ class _Kept:
         planned = self._plans.get(key)
         if planned is None:
             planned, checked = plan_solver(
-                call.model, call.likelihood, batch, solver=call.solver, training=call.training
+                call.model,
+                call.likelihood,
+                batch,
+                solver=call.solver,
+                training=call.training,
+                damping=0.0 if call.undamped else 1.0,
             )
             if checked:
                 _keep(self._plans, key, planned)

@@ -5,7 +5,9 @@ from tf_natgrad.operators._factored import FactoredOperator, FactoredRhs
 from tf_natgrad.operators.damped import Damped
 from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
 from tf_natgrad.operators.hessian import GaussNewton, Hessian
+from tf_natgrad.operators.penalty import Penalty
 from tf_natgrad.operators.score_function import ScoreFunctionHessian
+from tf_natgrad.operators.sum import Sum
 
 __all__ = [
     "CurvatureOperator",
@@ -16,5 +18,7 @@ __all__ = [
     "Fisher",
     "GaussNewton",
     "Hessian",
+    "Penalty",
     "ScoreFunctionHessian",
+    "Sum",
 ]

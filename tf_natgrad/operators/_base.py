@@ -56,8 +56,17 @@ class CurvatureOperator(ExplicitlyDense):
         return True
 
     @abc.abstractmethod
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
-        """The product with a vector `[n]`, as graph code."""
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
+        """The product with one vector, as graph code: it checks nothing, and may be part of a loop.
+
+        `prepare` comes first, outside of the loop; `matvec` does both, with checks.
+
+        Args:
+            vector: `[n]`.
+
+        Returns:
+            `[n]`.
+        """
 
     def prepare(self) -> None:
         """Does once, outside of any loop, what the products share. Called by solvers; cheap to repeat."""
@@ -72,12 +81,12 @@ class CurvatureOperator(ExplicitlyDense):
         Returns:
             A callable with the same arguments.
         """
-        if self._step_by_step or not tf.executing_eagerly():
+        if self.is_step_by_step or not tf.executing_eagerly():
             return function
         return self._as_graph(key, function)
 
     @property
-    def _step_by_step(self) -> bool:
+    def is_step_by_step(self) -> bool:
         """Whether eager products are left eager, so that their parts can report on their progress."""
         return False
 
@@ -137,7 +146,7 @@ class CurvatureOperator(ExplicitlyDense):
         _checks.check_rank_one("x", x, self._flat.size)
         with tf.name_scope(name):
             self.prepare()
-            return self.compiled("matvec", self._product)(x)
+            return self.compiled("matvec", self.product)(x)
 
     @plain_python
     def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
@@ -164,13 +173,29 @@ class CurvatureOperator(ExplicitlyDense):
         rows = x if adjoint_arg else tf.einsum("nk->kn", x)
         with tf.name_scope(name):
             self.prepare()
-            return self.compiled("matmul", lambda r: tf.einsum("kn->nk", self._products(r)))(rows)
+            return self.compiled("matmul", lambda r: tf.einsum("kn->nk", self.products(r)))(rows)
 
-    def _products(self, rows: tf.Tensor) -> tf.Tensor:
-        return self._map_rows(self._product, rows)
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
+        """The products with several vectors, as graph code; `matmul` has the checks.
 
-    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        """`function` of each row, as graph code."""
+        Args:
+            rows: `[k, n]`.
+
+        Returns:
+            `[k, n]`.
+        """
+        return self.map_rows(self.product, rows)
+
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        """`function`, of which products of this operator are part, for each row; as graph code.
+
+        Args:
+            function: of one row, to a tensor.
+            rows: `[k, ...]`.
+
+        Returns:
+            What `function` returned, stacked.
+        """
         return tf.vectorized_map(function, rows)
 
     @plain_python
@@ -190,10 +215,11 @@ class CurvatureOperator(ExplicitlyDense):
         check_dense_memory(self._flat.size, self.dtype, memory_limit)
         with tf.name_scope(name):
             self.prepare()
-            return tf.ensure_shape(self.compiled("dense", self._dense)(), [self._flat.size, self._flat.size])
+            return tf.ensure_shape(self.compiled("dense", self.dense_matrix)(), [self._flat.size, self._flat.size])
 
-    def _dense(self) -> tf.Tensor:
-        return over_units(self._products, self._flat.size, self.dtype)
+    def dense_matrix(self) -> tf.Tensor:
+        """The matrix itself, `[n, n]`, as graph code; `to_dense` looks at its memory first."""
+        return over_units(self.products, self._flat.size, self.dtype)
 
     @plain_python
     def diag_part(self, name: str = "diag_part") -> tf.Tensor:
@@ -207,10 +233,11 @@ class CurvatureOperator(ExplicitlyDense):
         """
         with tf.name_scope(name):
             self.prepare()
-            return self.compiled("diag_part", self._diagonal)()
+            return self.compiled("diag_part", self.diagonal)()
 
-    def _diagonal(self) -> tf.Tensor:
-        return over_units(lambda units: tf.reduce_sum(units * self._products(units), 1), self._flat.size, self.dtype)
+    def diagonal(self) -> tf.Tensor:
+        """The diagonal, `[n]`, as graph code; see `diag_part`."""
+        return over_units(lambda units: tf.reduce_sum(units * self.products(units), 1), self._flat.size, self.dtype)
 
     @plain_python
     def trace(self, name: str = "trace") -> tf.Tensor:
@@ -238,6 +265,24 @@ class CurvatureOperator(ExplicitlyDense):
 
         return Damped(self, damping)
 
+    def __add__(self, other: CurvatureOperator) -> CurvatureOperator:
+        """`self + other`, over the same variables; damping stays outside of the sum.
+
+        Args:
+            other: a curvature operator.
+
+        Returns:
+            A `Sum`, or a `Damped` one.
+        """
+        from tf_natgrad.operators.damped import Damped
+        from tf_natgrad.operators.sum import Sum
+
+        if not isinstance(other, CurvatureOperator):
+            return NotImplemented
+        dampings = [o.damping for o in (self, other) if isinstance(o, Damped)]
+        total = Sum(*(o.whole if isinstance(o, Damped) else o for o in (self, other)))
+        return total.damped(tf.add_n(dampings)) if dampings else total
+
     def to_scipy(self):
         """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays.
 
@@ -261,4 +306,16 @@ class CurvatureOperator(ExplicitlyDense):
         return _checks.as_tensor(argument, x, self.dtype)
 
 
-__all__ = ["CurvatureOperator", "plain_python"]
+def product_of(operator: tf.linalg.LinearOperator) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The product of any linear operator with a vector `[n]`, as graph code.
+
+    Args:
+        operator: of this package, or another `tf.linalg.LinearOperator`.
+
+    Returns:
+        A function `[n] -> [n]`.
+    """
+    return operator.product if isinstance(operator, CurvatureOperator) else operator.matvec
+
+
+__all__ = ["CurvatureOperator", "plain_python", "product_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.parameters import FlatParameters
 
+# Roundings by which the outputs of two passes that are the same may differ.
+_SAME = 1e3
+
 
 @dataclasses.dataclass
 class Batch:
@@ -32,13 +36,13 @@ class Batch:
         pd: the distribution that they stand for.
         weights: `w` `[N, ...]`, one per position, in the dtype of the variables.
         linearization: the Jacobian of the distribution's parameters.
-        record: the calls of the layers, for the Gram matrix.
         snapshot: the model's variables with their values before the pass, seeds of dropout included.
         likelihood: the loss.
         training: the mode in which the model was called.
         factor: the output-space factor of the operator that uses the batch, if it has one.
         gram_checked: whether the Gram matrix of the recorded calls was found to be that of the Jacobian.
         conditions: where conditions on the batch's values go; `None` where they are judged at once.
+        recorded: the calls of the layers, where the pass kept them; see `record`.
     """
 
     model: ModelLike
@@ -48,13 +52,80 @@ class Batch:
     pd: Distribution
     weights: tf.Tensor
     linearization: Linearization
-    record: Record
     snapshot: list[tuple[keras.Variable, tf.Tensor]]
     likelihood: Likelihood
     training: bool
     factor: OutputFactor | None = None
     gram_checked: bool = False
     conditions: list[Condition] | None = None
+    recorded: Record | None = None
+
+    @property
+    def record(self) -> Record:
+        """The calls of the layers, for the Gram matrix.
+
+        Where the pass did not keep them the model is called once more, with the same dropout and the same statistics,
+        and `linearization` becomes that of the second pass.
+
+        Raises:
+            ValueError: if a second pass would not be the same.
+        """
+        if self.recorded is None:
+            refusal = self._changed_weights() or self._record_again()
+            if refusal is not None:
+                raise ValueError(refusal)
+        return self.recorded
+
+    def _changed_weights(self) -> str | None:
+        """Why the model cannot be called again as it was, or `None`; inside a graph values are not known."""
+        if not self.linearization.is_eager:
+            return None
+        with tf.init_scope():
+            values = [(v, before.numpy(), v.numpy()) for v, before in self.snapshot if self._is_weight(v)]
+        changed = [v.path for v, before, now in values if before.tobytes() != now.tobytes()]
+        if not changed:
+            return None
+        return (
+            f"The weights have changed since this matrix was made ({', '.join(changed[:3])}), and the Gram matrix "
+            "needs the model at those of then. Ask for it before the weights change, make the matrix with "
+            "`record_calls=True`, make it anew, or use `solver='cg'`."
+        )
+
+    def _is_weight(self, variable: keras.Variable) -> bool:
+        own = (*self.model.trainable_variables, *self.linearization.flat_parameters.variables)
+        return any(variable is v for v in own)
+
+    def _record_again(self) -> str | None:
+        """Records a second pass like the first, or says why there is none."""
+        if not self.linearization.is_eager or tf.executing_eagerly():
+            linear, record, same = self._second_pass()
+        else:
+            # A graph that is being traced asks for what must not belong to it: eager code runs on another thread.
+            with concurrent.futures.ThreadPoolExecutor(1) as thread:
+                linear, record, same = thread.submit(self._second_pass).result()
+        text = (
+            "The model gives other outputs when it is called again on the same batch with the same weights and seeds, "
+            "so that its layers' calls cannot be recorded afterwards. Make the matrix with `record_calls=True`, or use "
+            "`solver='cg'`."
+        )
+        if not linear.is_eager:
+            note([Condition(same, text)], self.conditions)
+        elif not same.numpy():
+            return text
+        self.linearization, self.recorded = linear, record
+        return None
+
+    def _second_pass(self) -> tuple[Linearization, Record, tf.Tensor]:
+        """The first pass again with the calls of its layers, and whether its outputs are the same."""
+        flat = self.linearization.flat_parameters
+        state = [(v, value) for v, value in self.snapshot if not self._is_weight(v)]
+        scope = keras.StatelessScope(state_mapping=state)
+        with tf.GradientTape(persistent=True) as tape, capture(self.model) as record, scope:
+            there = self.likelihood.distribution(call_model(self.model, self.x, self.training))
+            # Of several outputs this one knows the weights.
+            pd = self.pd.with_parameters(there.parameters)
+        linear = Linearization(pd.parameters, tape, flat, self.model)
+        return linear, record, _is_close(pd.parameters, self.pd.parameters, _SAME * linear.rounding)
 
     def gram_refusal(self) -> str | None:
         """Why there is no Gram matrix, or `None`; where values are at hand, by a random product as well.
@@ -62,6 +133,10 @@ class Batch:
         Returns:
             The reason in words.
         """
+        if self.recorded is None:
+            refusal = self._changed_weights() or self._record_again()
+            if refusal is not None:
+                return refusal
         linear = self.linearization
         refusal = self.record.refusal_for(linear.flat_parameters, linear.outputs.shape[0])
         if refusal is not None or self.gram_checked or not linear.has_values:
@@ -160,6 +235,7 @@ def run_batch(
     flat_parameters: FlatParameters | None = None,
     second_order: bool = False,
     conditions: list[Condition] | None = None,
+    record_calls: bool = False,
 ) -> Batch:
     """Calls a model once on a batch and keeps what curvature needs of it.
 
@@ -174,6 +250,7 @@ def run_batch(
         flat_parameters: the same as a layout, where it exists already.
         second_order: whether the gradient of the loss is recorded too, to be differentiated once more.
         conditions: a list to which the conditions on values are added; by default they are judged at once.
+        record_calls: whether the layers' calls are recorded, for the Gram matrix.
 
     Returns:
         A `Batch`.
@@ -186,7 +263,8 @@ def run_batch(
     snapshot = [(v, tf.convert_to_tensor(v.value)) for v in model.variables]
     outer = tf.GradientTape(persistent=True) if second_order else None
     with outer or contextlib.nullcontext():
-        with tf.GradientTape(persistent=True) as tape, capture(model) as record:
+        recording = capture(model) if record_calls else contextlib.nullcontext()
+        with tf.GradientTape(persistent=True) as tape, recording as record:
             with _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext():
                 outputs = call_model(model, x, training)
             pd, weights, found = likelihood.read(outputs, sample_weight)
@@ -201,7 +279,7 @@ def run_batch(
             pd=pd,
             weights=tf.cast(weights, flat_parameters.dtype),
             linearization=Linearization(pd.parameters, tape, flat_parameters, model),
-            record=record,
+            recorded=record,
             snapshot=snapshot,
             likelihood=likelihood,
             training=training,
@@ -210,6 +288,12 @@ def run_batch(
         if second_order:
             batch.linearization.record_gradient(outer, batch.score())
     return batch
+
+
+def _is_close(a: tf.Tensor, b: tf.Tensor, tolerance: float) -> tf.Tensor:
+    """Whether two tensors differ by rounding; what is not finite in one must be the same in the other."""
+    allowed = tolerance * (1.0 + tf.reduce_max(tf.where(tf.math.is_finite(b), tf.abs(b), tf.zeros_like(b))))
+    return tf.reduce_all((tf.abs(a - b) <= allowed) | tf.equal(a, b) | (tf.math.is_nan(a) & tf.math.is_nan(b)))
 
 
 def input_conditions(x: Any) -> list[Condition]:

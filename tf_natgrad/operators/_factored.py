@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -53,16 +54,37 @@ class FactoredOperator(CurvatureOperator):
         return float(np.finfo(self.dtype.as_numpy_dtype).eps)
 
     @abc.abstractmethod
-    def _gram(self) -> tf.Tensor:
-        """`K = A A^T`, as graph code."""
+    def gram_matrix(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
+        """`K = A A^T`, as graph code, where `gram_refusal` is `None`; `gram` has the check.
+
+        Args:
+            scales: a positive scalar for each variable, by its `id`, for `A diag(scales) A^T`; or `None` for all ones.
+
+        Returns:
+            `[m, m]`.
+        """
 
     @abc.abstractmethod
-    def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """`A v`: `[n] -> [m]`, as graph code."""
+    def factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A v`, as graph code; `factor_matvec` has the checks.
+
+        Args:
+            vector: `[n]`.
+
+        Returns:
+            `[m]`.
+        """
 
     @abc.abstractmethod
-    def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """`A^T u`: `[m] -> [n]`, as graph code."""
+    def factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """`A^T u`, as graph code; `factor_transpose_matvec` has the checks.
+
+        Args:
+            vector: `[m]`.
+
+        Returns:
+            `[n]`.
+        """
 
     @plain_python
     def gram(self) -> tf.Tensor:
@@ -76,7 +98,7 @@ class FactoredOperator(CurvatureOperator):
         """
         if self.is_one_batch and self.gram_refusal is not None:
             raise ValueError(self.gram_refusal)
-        return self.compiled("gram", self._gram)()
+        return self.compiled("gram", self.gram_matrix)()
 
     @plain_python
     def factor_matvec(self, x: TensorLike) -> tf.Tensor:
@@ -94,7 +116,7 @@ class FactoredOperator(CurvatureOperator):
         x = self._as_operand("x", x)
         _checks.check_rank_one("x", x, self._flat.size)
         self.prepare()
-        return self.compiled("factor", self._factor_product)(x)
+        return self.compiled("factor", self.factor_product)(x)
 
     @plain_python
     def factor_transpose_matvec(self, u: TensorLike) -> tf.Tensor:
@@ -111,7 +133,7 @@ class FactoredOperator(CurvatureOperator):
         """
         u = self._as_operand("u", u)
         _checks.check_rank_one("u", u, self.rows)
-        return self.compiled("factor_transpose", self._factor_transpose_product)(u)
+        return self.compiled("factor_transpose", self.factor_transpose_product)(u)
 
     @plain_python
     def factor(self) -> tf.Tensor:
@@ -126,22 +148,22 @@ class FactoredOperator(CurvatureOperator):
 
     def _rows_of_factor(self, coefficients: tf.Tensor) -> tf.Tensor:
         """Combinations of the rows of `A`: `[k, m] -> [k, n]`."""
-        return self._map_rows(self._factor_transpose_product, coefficients)
+        return self.map_rows(self.factor_transpose_product, coefficients)
 
-    def _diagonal(self) -> tf.Tensor:
+    def diagonal(self) -> tf.Tensor:
         if self.rows is None or self.rows > self._flat.size:
-            return super()._diagonal()
+            return super().diagonal()
 
         def squares(units: tf.Tensor) -> tf.Tensor:
             return tf.reduce_sum(tf.square(self._rows_of_factor(units)), 0, keepdims=True)
 
         return tf.reduce_sum(over_units(squares, self.rows, self.dtype), 0)
 
-    def _dense(self) -> tf.Tensor:
+    def dense_matrix(self) -> tf.Tensor:
         if self.rows is not None and self.rows <= self._flat.size:
             factor = self._dense_factor()
             return tf.linalg.matmul(factor, factor, transpose_a=True)
-        return super()._dense()
+        return super().dense_matrix()
 
 
 __all__ = ["FactoredOperator", "FactoredRhs"]

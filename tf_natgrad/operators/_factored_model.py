@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -87,7 +88,7 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
             weighted = batch.factor.matvec(image) * batch.output_weights
         return self._flat.flatten(batch.linearization.vjp(weighted))
 
-    def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:
+    def factor_product(self, vector: tf.Tensor) -> tf.Tensor:
         return self._rows_by(self.batch.factor, vector)
 
     def _rows_by(self, factor: OutputFactor, vector: tf.Tensor) -> tf.Tensor:
@@ -97,15 +98,17 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         rows = factor.apply_transpose(image * root) if factor.is_pooled else factor.apply_transpose(image) * root
         return self._to_rows(tf.cast(rows, self.dtype))
 
-    def _factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
+    def factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
         cotangent = self.batch.factor.apply(self._from_rows(vector)) * tf.sqrt(self.batch.output_weights)
         return self._flat.flatten(self.batch.linearization.vjp(cotangent))
 
-    def _gram(self) -> tf.Tensor:
+    def gram_matrix(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
         columns = self.batch.factor.columns() * tf.sqrt(self.batch.output_weights)
         if columns.shape.rank > 3 and not self.batch.factor.is_pooled:
             columns = _one_position_each(columns)
-        return self.batch.record.gram(self.batch.linearization, columns)
+        scaled = {} if scales is None else {"scales": scales}
+        record = self.batch.record
+        return record.gram(self.batch.linearization, columns, **scaled)
 
     def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
         """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""

@@ -37,6 +37,8 @@ class ModelOperator(CurvatureOperator):
             it is cut. The model is then called at each product, as it is over a data set.
         conditions: a list to which the conditions on values (labels in range, finite inputs) are added, for a caller
             who judges them together with others; by default they are judged at once.
+        record_calls: whether the one pass also records what the Gram matrix needs. Without it the model is called once
+            more where that matrix is asked for, which is refused if the weights have changed by then.
 
     Raises:
         ValueError: if an argument is out of its range, or the data are empty or not finite, or a data set is to be
@@ -59,12 +61,14 @@ class ModelOperator(CurvatureOperator):
         progress: bool = False,
         micro_batch_size: int | None = None,
         conditions: list[Condition] | None = None,
+        record_calls: bool = False,
     ):
         _checks.check_model("model", model)
         likelihood = likelihood_of(loss).for_model(model)
         several = isinstance(likelihood, JointLikelihood)
         _checks.check_flag("training", training)
         _checks.check_flag("progress", progress)
+        _checks.check_flag("record_calls", record_calls)
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         is_data_set = isinstance(data, tf.data.Dataset)
@@ -104,6 +108,7 @@ class ModelOperator(CurvatureOperator):
                 variables=variables,
                 second_order=self._second_order,
                 conditions=conditions,
+                record_calls=record_calls,
             )
             flat = batch.linearization.flat_parameters
             self._adopt(batch, 0)
@@ -118,7 +123,7 @@ class ModelOperator(CurvatureOperator):
     ) -> Callable[..., Batch]:
         """How a part of the data becomes a batch of this operator; `known`: its conditions are judged elsewhere."""
 
-        def run(x: Any, y: Any, sample_weight: Any, index: tf.Tensor) -> Batch:
+        def run(x: Any, y: Any, sample_weight: Any, index: tf.Tensor, record_calls: bool) -> Batch:
             batch = run_batch(
                 model,
                 likelihood,
@@ -131,6 +136,7 @@ class ModelOperator(CurvatureOperator):
                 second_order=self._second_order,
                 # Conditions of a loop's body cannot leave it.
                 conditions=[] if known else None,
+                record_calls=record_calls,
             )
             self._adopt(batch, index)
             return batch
@@ -180,10 +186,10 @@ class ModelOperator(CurvatureOperator):
     def _batch_product(self, batch: Batch, vector: tf.Tensor) -> tf.Tensor:
         """The product of one batch's matrix with a vector `[n]`, as graph code."""
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
         return self._source.sum("matvec", self._batch_product, vector, vector)
 
-    def _products(self, rows: tf.Tensor) -> tf.Tensor:
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
         def of_batch(batch: Batch, rows: tf.Tensor) -> tf.Tensor:
             return batch.linearization.map_products(lambda row: self._batch_product(batch, row), rows)
 
@@ -194,10 +200,10 @@ class ModelOperator(CurvatureOperator):
         return self._source.batch is not None
 
     @property
-    def _step_by_step(self) -> bool:
+    def is_step_by_step(self) -> bool:
         return self._source.shows_progress
 
-    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._source.map_rows(function, rows)
 
     def _total(self, name: str, of_batch: Callable[[Batch], tf.Tensor], like: tf.Tensor) -> tf.Tensor:

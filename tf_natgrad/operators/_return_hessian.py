@@ -27,12 +27,26 @@ class ReturnHessian(CurvatureOperator):
         return self.estimator != "algorithm1"
 
     @abc.abstractmethod
-    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """The product of the transposed matrix with a vector `[n]`, as graph code."""
+    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+        """The product of the transposed matrix with a vector, as graph code.
+
+        Args:
+            vector: `[n]`.
+
+        Returns:
+            `[n]`.
+        """
 
     @abc.abstractmethod
-    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
-        """`v^T M_e v` of each episode, `[N]`, as graph code."""
+    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
+        """`v^T M_e v` of each episode, as graph code; `quadratic_forms` has the checks.
+
+        Args:
+            vector: `[n]`.
+
+        Returns:
+            `[N]`.
+        """
 
     def quadratic_forms(self, vector: TensorLike) -> tf.Tensor:
         """`v^T M_e v` of each episode, before its weight: independent over episodes, for error bars.
@@ -45,7 +59,7 @@ class ReturnHessian(CurvatureOperator):
         """
         vector = self._as_operand("vector", vector)
         _checks.check_rank_one("vector", vector, self._flat.size)
-        return self.compiled("quadratic_forms", self._quadratic_forms)(vector)
+        return self.compiled("quadratic_forms", self.episode_forms)(vector)
 
     def symmetrize(self) -> CurvatureOperator:
         """`(H + H^T) / 2`, for the estimator that is not symmetric; else itself.
@@ -71,7 +85,7 @@ class ReturnHessian(CurvatureOperator):
         x = self._as_operand("x", x)
         _checks.check_rank_one("x", x, self._flat.size)
         with tf.name_scope(name):
-            return self.compiled("adjoint", self._adjoint_product)(x)
+            return self.compiled("adjoint", self.adjoint_product)(x)
 
     def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
         """The product with k vectors at once; with `adjoint`, of the transposed matrix.
@@ -93,9 +107,9 @@ class ReturnHessian(CurvatureOperator):
         columns = x if adjoint_arg else tf.transpose(x)
         return tf.stack([self.matvec(c, adjoint=True, name=name) for c in tf.unstack(columns)], 1)
 
-    def _dense(self) -> tf.Tensor:
+    def dense_matrix(self) -> tf.Tensor:
         # The images of the unit vectors are columns.
-        return tf.transpose(super()._dense())
+        return tf.transpose(super().dense_matrix())
 
     def to_scipy(self):
         """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays."""
@@ -120,12 +134,12 @@ class _Symmetrized(CurvatureOperator):
         super().__init__(base.flat_parameters, name="Symmetrized")
         self._base = _keras.Untracked(base)
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
         base = self._base.value
-        return 0.5 * (base._product(vector) + base._adjoint_product(vector))
+        return 0.5 * (base.product(vector) + base.adjoint_product(vector))
 
-    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        return self._base.value._map_rows(function, rows)
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        return self._base.value.map_rows(function, rows)
 
 
 __all__ = ["ReturnHessian"]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
+
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad._conditions import Condition, note
 from tf_natgrad._typing import TensorLike
+from tf_natgrad.gram import Record
 from tf_natgrad.operators._base import CurvatureOperator
+from tf_natgrad.operators.penalty import Penalty
+from tf_natgrad.operators.sum import Sum
+
+_GRAM_TAKES_SCALES = "scales" in inspect.signature(Record.gram).parameters
 
 
 class Damped(CurvatureOperator):
     """`base + damping * I`, `[n, n]`; what `operator.damped(damping)` returns.
 
-    Solvers look at `.base` and `.damping`: the Gram form needs them apart.
+    Solvers look at `.base` and `.damping`: the Gram form needs them apart. Where `base` is a `Sum` of one factored
+    matrix and of a `Penalty` that is a constant for each variable, the constants join the damping: `.base` is the
+    factored matrix then, and `.damping_by_variable` what is added to it.
 
     Attributes:
         damping: scalar tensor >= 0.
         static_damping: its value, where it is known while tracing, or `None`.
+        damping_by_variable: `damping` plus the penalty's constant, a positive scalar tensor for each variable; `None`
+            where one number damps all variables. Where the damping is not known while tracing it must be positive,
+            unless all constants are.
 
     Args:
         base: a curvature operator.
@@ -37,42 +49,74 @@ class Damped(CurvatureOperator):
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
             damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)
-            base = base.base
+            base = base.whole
         # TensorFlow's search for variables cannot look into an operator inside an operator.
-        self._base = _keras.Untracked(base)
+        self._whole = self._base = _keras.Untracked(base)
         known = tf.is_tensor(damping) or hasattr(damping, "assign")
         self.damping = tf.cast(tf.convert_to_tensor(damping), self.dtype) if known else tf.constant(damping, self.dtype)
         static = tf.get_static_value(self.damping)
         self.static_damping = None if static is None else float(static)
+        self.damping_by_variable: list[tf.Tensor] | None = None
+        constants = _constants(base)
+        if constants is not None and (self.static_damping != 0.0 or min(constants) > 0.0):
+            self._base = _keras.Untracked(base.factored)
+            self.damping_by_variable = [self.damping + tf.constant(c, self.dtype) for c in constants]
 
     @property
     def base(self) -> CurvatureOperator:
-        """The matrix without damping."""
+        """The matrix without damping, nor what has joined it."""
         return self._base.value
+
+    @property
+    def whole(self) -> CurvatureOperator:
+        """The matrix without damping, penalties included."""
+        return self._whole.value
+
+    @property
+    def is_positive(self) -> tf.Tensor:
+        """Whether all that is added to the base is positive, a scalar boolean tensor."""
+        if self.damping_by_variable is None:
+            return self.damping > 0
+        return tf.reduce_min(tf.stack(self.damping_by_variable)) > 0
 
     @property
     def is_positive_semi_definite(self) -> bool:
         return self.base.is_positive_semi_definite
 
     @property
-    def _step_by_step(self) -> bool:
-        return self.base._step_by_step
+    def is_step_by_step(self) -> bool:
+        return self.base.is_step_by_step
 
     def prepare(self) -> None:
         self.base.prepare()
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self.base._product(vector) + self.damping * vector
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self.base.product(vector) + self._spread() * vector
 
-    def _products(self, rows: tf.Tensor) -> tf.Tensor:
-        return self.base._products(rows) + self.damping * rows
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
+        return self.base.products(rows) + self._spread() * rows
 
-    def _diagonal(self) -> tf.Tensor:
-        return self.base._diagonal() + self.damping
+    def diagonal(self) -> tf.Tensor:
+        return self.base.diagonal() + self._spread()
 
-    def _dense(self) -> tf.Tensor:
-        dense = self.base._dense()
-        return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self.damping)
+    def dense_matrix(self) -> tf.Tensor:
+        dense = self.base.dense_matrix()
+        return tf.linalg.set_diag(dense, tf.linalg.diag_part(dense) + self._spread())
+
+    def _spread(self) -> tf.Tensor:
+        """What is added to the diagonal: a scalar, or `[n]`."""
+        if self.damping_by_variable is None:
+            return self.damping
+        return tf.repeat(tf.stack(self.damping_by_variable), self._flat.sizes)
+
+
+def _constants(base: CurvatureOperator) -> list[float] | None:
+    """The constants of the penalties in a sum, one per variable, if the rest of it is one factored matrix."""
+    if not _GRAM_TAKES_SCALES or not isinstance(base, Sum) or base.factored is None:
+        return None
+    others = [part for part in base.parts if part is not base.factored]
+    found = [p.diagonal_by_variable() if isinstance(p, Penalty) else None for p in others]
+    return None if None in found or not found else [sum(constants) for constants in zip(*found, strict=True)]
 
 
 def _conditions_on(damping: TensorLike) -> list[Condition]:

@@ -125,10 +125,10 @@ class ScoreFunctionHessian(ReturnHessian):
     def prepare(self) -> None:
         """Nothing: the gradient was recorded with the forward pass."""
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
         return self._combined(vector, self._step_factors)
 
-    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
         """For `algorithm1`: `(sum_t w_t g_t) (sum_t g_t)^T v` instead."""
         state = self._state
         return self._combined(vector, lambda c: state.weights * state.over_episode(c))
@@ -169,7 +169,7 @@ class ScoreFunctionHessian(ReturnHessian):
         later = state.over_episode(weighted) - state.cumulative(weighted)
         return state.weights * state.cumulative(c) + later
 
-    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
+    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
         state = self._state
         first, second = self._along_twice(self._flat.unflatten(vector))
         first, second = tf.cast(first, self.dtype), tf.cast(second, self.dtype)
@@ -197,7 +197,7 @@ class ScoreFunctionHessian(ReturnHessian):
         zero = tf.UnconnectedGradients.ZERO
         return in_seed.gradient(slope, seed), in_seed.gradient(curvature, seed, unconnected_gradients=zero)
 
-    def _map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._linearization.map_rows(function, rows)
 
 

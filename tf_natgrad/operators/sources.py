@@ -34,7 +34,14 @@ class Source(abc.ABC):
         """Why there is no Gram matrix of these examples, or `None`."""
 
     @abc.abstractmethod
-    def sum(self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
+    def sum(
+        self,
+        name: str,
+        function: Callable[..., tf.Tensor],
+        like: tf.Tensor,
+        *operands: tf.Tensor,
+        record_calls: bool = False,
+    ) -> tf.Tensor:
         """The sum of `function(batch, *operands)` over the examples, eagerly or as graph code.
 
         Args:
@@ -42,6 +49,7 @@ class Source(abc.ABC):
             function: of a `Batch` and the operands.
             like: a tensor of the shape and dtype of the result.
             *operands: tensors that are the same for all examples.
+            record_calls: whether `function` looks at the recorded calls of the layers.
 
         Returns:
             A tensor like `like`.
@@ -85,8 +93,15 @@ class OneBatch(Source):
     def gram_refusal(self) -> str | None:
         return self._batch.gram_refusal()
 
-    def sum(self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
-        del name, like
+    def sum(
+        self,
+        name: str,
+        function: Callable[..., tf.Tensor],
+        like: tf.Tensor,
+        *operands: tf.Tensor,
+        record_calls: bool = False,
+    ) -> tf.Tensor:
+        del name, like, record_calls
         return function(self._batch, *operands)
 
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
@@ -107,7 +122,7 @@ class InParts(Source):
         """Says how a part becomes a `Batch`, and how eager code makes a graph of what is done with it.
 
         Args:
-            run: of `(x, y, sample_weight, index)`.
+            run: of `(x, y, sample_weight, index, record_calls)`.
             compiled: of a key and a function, to a function.
         """
         self._run, self._compiled = run, compiled
@@ -120,9 +135,16 @@ class InParts(Source):
     def gram_refusal(self) -> str:
         return "The Gram matrix of a data set of many batches is not formed. Use `solver=ConjugateGradient()`."
 
-    def sum(self, name: str, function: Callable[..., tf.Tensor], like: tf.Tensor, *operands: tf.Tensor) -> tf.Tensor:
+    def sum(
+        self,
+        name: str,
+        function: Callable[..., tf.Tensor],
+        like: tf.Tensor,
+        *operands: tf.Tensor,
+        record_calls: bool = False,
+    ) -> tf.Tensor:
         def of_part(x, y, sample_weight, index, *operands):
-            batch = self._run(x, y, sample_weight, index)
+            batch = self._run(x, y, sample_weight, index, record_calls)
             _refuse_mask(batch)
             return function(batch, *operands), tf.size(batch.weights)
 

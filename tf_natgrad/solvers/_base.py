@@ -10,7 +10,8 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition, note
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator, FactoredRhs
+from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs
+from tf_natgrad.operators.sum import factored_part
 
 
 class Solution(NamedTuple):
@@ -97,11 +98,12 @@ def _checked_rhs(operator: tf.linalg.LinearOperator, rhs: TensorLike | FactoredR
     if not isinstance(rhs, FactoredRhs):
         return _vector("rhs", rhs, operator.dtype, n)
     base, _, _ = undamped(operator)
-    if rhs.u is not None and not isinstance(base, FactoredOperator):
+    factored = factored_part(base)
+    if rhs.u is not None and factored is None:
         raise TypeError(_checks.message("rhs", "FactoredRhs", f"a vector [n] for {type(base).__name__}"))
     if all(part is None for part in rhs):
         raise ValueError(_checks.message("rhs", "FactoredRhs without parts", "`u`, `shift` or `rest`"))
-    sizes = FactoredRhs(base.rows if rhs.u is not None else None, n, n)
+    sizes = FactoredRhs(factored.rows if rhs.u is not None else None, n, n)
     parts = [None if p is None else _vector("rhs", p, operator.dtype, size) for p, size in zip(rhs, sizes, strict=True)]
     return FactoredRhs(*parts)
 
@@ -181,9 +183,10 @@ def flat_rhs(operator: tf.linalg.LinearOperator, rhs: tf.Tensor | FactoredRhs) -
     base, damping, _ = undamped(operator)
     parts = [] if rhs.rest is None else [rhs.rest]
     if rhs.u is not None:
-        if not isinstance(base, FactoredOperator):
+        factored = factored_part(base)
+        if factored is None:
             raise TypeError(_checks.message("rhs", "FactoredRhs", f"a vector [n] for {type(base).__name__}"))
-        parts.append(base._factor_transpose_product(rhs.u))
+        parts.append(factored.factor_transpose_product(rhs.u))
     if rhs.shift is not None:
         parts.append(damping * rhs.shift)
     return tf.add_n(parts)

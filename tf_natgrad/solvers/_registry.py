@@ -8,6 +8,7 @@ from typing import Any
 from tf_natgrad import _checks
 from tf_natgrad.solvers._base import Solver
 from tf_natgrad.solvers.auto import Auto
+from tf_natgrad.solvers.cholesky import Cholesky
 from tf_natgrad.solvers.conjugate_gradient import ConjugateGradient
 from tf_natgrad.solvers.gram import Gram
 from tf_natgrad.solvers.svd import SVDPseudoInverse
@@ -15,6 +16,7 @@ from tf_natgrad.solvers.svd import SVDPseudoInverse
 _BY_NAME: dict[str, type[Solver]] = {
     "auto": Auto,
     "cg": ConjugateGradient,
+    "cholesky": Cholesky,
     "gram": Gram,
     "svd": SVDPseudoInverse,
 }
@@ -27,8 +29,8 @@ def get(solver: str | dict[str, Any] | Solver) -> Solver:
     Gram(rcond=1e-06)
 
     Args:
-        solver: `"auto"`, `"cg"`, `"gram"`, `"svd"`; a dictionary with such a `"name"` and the solver's arguments; or a
-            solver object.
+        solver: `"auto"`, `"cg"`, `"cholesky"`, `"gram"`, `"svd"`; a dictionary with such a `"name"` and the solver's
+            arguments; or a solver object.
 
     Returns:
         A solver.

@@ -7,7 +7,8 @@ import dataclasses
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad.operators import FactoredOperator
+from tf_natgrad.operators import Damped, Sum
+from tf_natgrad.operators.sum import factored_part
 from tf_natgrad.solvers._base import Algorithm, Solver, undamped
 from tf_natgrad.solvers.conjugate_gradient import ConjugateGradient
 from tf_natgrad.solvers.gram import Gram
@@ -16,6 +17,11 @@ from tf_natgrad.solvers.svd import SVDPseudoInverse
 # Rows beyond which the Gram matrix is not formed, and parameters up to which a dense matrix is cheaper than it.
 GRAM_ROWS_LIMIT = 20_000
 DENSE_SIZE_LIMIT = 500
+
+NO_GRAM_OF_A_SUM = (
+    "The Gram form takes what is added to a Fisher only where that is a positive number for each variable: a damping, "
+    "or penalties such as `L2` on every variable. Use a positive `damping`, `solver='auto'` or `'cg'`."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +61,10 @@ class Auto(Solver):
         _checks.check_operator("operator", operator)
         base, _, _ = undamped(operator)
         n = base.shape[-1]
-        if not isinstance(base, FactoredOperator):
+        if factored_part(base) is None:
             return self._cg, f"{type(base).__name__} has no factor A"
+        if isinstance(base, Sum):
+            return self.without_gram(n if base.is_one_batch else None, NO_GRAM_OF_A_SUM)
         rows = base.rows
         if rows is not None and n < rows and n <= DENSE_SIZE_LIMIT:
             return SVDPseudoInverse(self.rcond), f"{n} parameters are fewer than {rows} rows of the Gram matrix"
@@ -107,9 +115,52 @@ class Planned(Solver):
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
         """The algorithm that was chosen, unless this operator has no Gram matrix for it; see `Solver.choose`."""
         base, _, _ = undamped(operator)
-        if isinstance(self.algorithm, Gram) and base.gram_refusal is not None:
+        if isinstance(self.algorithm, Gram) and (isinstance(base, Sum) or base.gram_refusal is not None):
             return self.otherwise.choose(operator)
         return self.algorithm, self.why
 
 
-__all__ = ["Auto", "Planned"]
+def refuse_gram_of_a_sum(solver: Solver, operator: tf.linalg.LinearOperator) -> None:
+    """Refuses the Gram solver where penalties are neither zero nor a positive damping for each variable.
+
+    Where the damping is not known while tracing, an assertion that it is large enough is added to the graph.
+
+    Args:
+        solver: any solver.
+        operator: what it is to solve for.
+
+    Raises:
+        ValueError: naming `solver`.
+    """
+    if isinstance(solver, Planned):
+        # Elsewhere a plan goes another way by itself.
+        gram = isinstance(solver.algorithm, Gram) and isinstance(solver.otherwise, Gram)
+        may = isinstance(solver.algorithm, Gram)
+    else:
+        gram, may = isinstance(solver, Gram), isinstance(solver, Auto | Gram)
+    text = _checks.message(
+        "solver",
+        "the Gram solver, for weight regularisers that are not a positive damping for each variable",
+        "a positive `damping` and penalties of Keras's `L2` (or `L1`)",
+        "Use `solver='auto'`, `'cg'` or, for few weights, `'svd'`.",
+    )
+    base, _, static = undamped(operator)
+    if gram and isinstance(base, Sum):
+        raise ValueError(text)
+    if may and static is None and isinstance(operator, Damped) and operator.damping_by_variable is not None:
+        _checks.require(operator.is_positive, text)
+
+
+def may_take_gram(solver: Solver) -> bool:
+    """Whether a solver may ask for the Gram matrix, so that the forward pass is to record what it needs.
+
+    Args:
+        solver: any solver.
+
+    Returns:
+        `True` for `Gram`, for a plan of it, and for `Auto`, which decides by the batch.
+    """
+    return isinstance(solver.algorithm if isinstance(solver, Planned) else solver, Auto | Gram)
+
+
+__all__ = ["Auto", "Planned", "may_take_gram", "refuse_gram_of_a_sum"]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.operators._base import product_of
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
 
@@ -174,7 +175,7 @@ class ConjugateGradient(Algorithm):
 
     def compute(self, operator: Any, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
         b = flat_rhs(operator, rhs)
-        multiply = getattr(operator, "_product", operator.matvec)
+        multiply = product_of(operator)
         precondition = self._precondition(operator)
         limit = self.max_iterations or min(2 * operator.shape[-1], 1000)
         scale = _norm(b)

@@ -130,11 +130,11 @@ class Gram(Algorithm):
         del x0
         base, damping, static = undamped(operator)
         rhs = rhs if isinstance(rhs, FactoredRhs) else FactoredRhs(None, rest=rhs)
-        gram = base._gram()
+        gram = base.gram_matrix()
         zero = tf.zeros([], gram.dtype)
         start, image = self._start(base, damping, static, rhs)
         u = tf.zeros_like(gram[0]) if rhs.u is None else rhs.u
-        start_image = tf.zeros_like(u) if start is None else base._factor_product(start)
+        start_image = tf.zeros_like(u) if start is None else base.factor_product(start)
         b = u - start_image
 
         def finish(apply: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
@@ -202,7 +202,7 @@ class Gram(Algorithm):
         c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
         # Not b - damping c: where K is small that is the difference of two large numbers.
         image_of_c = tf.linalg.matvec(gram, c)
-        value = base._factor_transpose_product(tf.ensure_shape(c, gram.shape[:1]))
+        value = base.factor_transpose_product(tf.ensure_shape(c, gram.shape[:1]))
         require_consistent(gram, c, image_of_c, value, base.rounding)
         value = value if start is None else value + start
         quadratic_form = tf.reduce_sum(tf.square(image_of_c + start_image))
@@ -219,7 +219,7 @@ class Gram(Algorithm):
                 scaled = tf.math.divide_no_nan(rhs.rest, damping)
                 start = scaled if start is None else start + scaled
             if not static:
-                image = base._factor_product(rhs.rest)
+                image = base.factor_product(rhs.rest)
         if start is not None and not static:
             start = tf.where(damping > 0, start, tf.zeros_like(start))
         return start, image

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.operators import Damped
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
 
@@ -62,7 +63,7 @@ class SVDPseudoInverse(Algorithm):
         b = flat_rhs(operator, rhs)
         finite = _checks.is_finite(dense)
         singular, left, right = tf.linalg.svd(tf.where(finite, dense, tf.zeros_like(dense)))
-        keep = (singular > self.rcond * singular[0]) | (damping > 0)
+        keep = (singular > self.rcond * singular[0]) | (operator.is_positive if isinstance(operator, Damped) else False)
         coordinates = tf.linalg.matvec(left, b, transpose_a=True)
         inverse = tf.where(keep, tf.math.divide_no_nan(tf.ones_like(singular), singular), tf.zeros_like(singular))
         value = tf.linalg.matvec(right, inverse * coordinates)

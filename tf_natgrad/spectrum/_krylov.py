@@ -8,6 +8,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator
+from tf_natgrad.operators._base import product_of
 
 # A vector that loses more than this share of its norm to a projection is projected once more.
 _LOSS = 0.7
@@ -32,7 +33,7 @@ class Krylov:
         self._n = operator.shape[-1]
         self._size = size
         self._dtype = operator.dtype
-        self._multiply = getattr(operator, "_product", operator.matvec)
+        self._multiply = product_of(operator)
         if isinstance(operator, CurvatureOperator):
             operator.prepare()
         vector, basis = tf.TensorSpec([self._n], self._dtype), tf.TensorSpec([None, self._n], self._dtype)

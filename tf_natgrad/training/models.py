@@ -134,6 +134,7 @@ class NaturalGradientMixin:
             (x, y) if sample_weight is None else (x, y, sample_weight),
             solver=natural.solver,
             training=True,
+            damping=natural.damping.value,
             variables=self._natural_variables(natural),
             kind=natural.fisher,
         )

@@ -124,28 +124,28 @@ class PolicyHessian(ReturnHessian):
     def _zeros(self) -> tf.Tensor:
         return tf.zeros([self._flat.size], self.dtype)
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
         if self._whole is not None:
-            return self._whole._product(vector)
-        return self._over_chunks("product", lambda part, v: part._product(v), vector)
+            return self._whole.product(vector)
+        return self._over_chunks("product", lambda part, v: part.product(v), vector)
 
-    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
+    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
         if self._whole is not None:
-            return self._whole._quadratic_forms(vector)
-        parts = [self._batch.run("forms", c, lambda part, v: part._quadratic_forms(v), vector) for c in self._chunks]
+            return self._whole.episode_forms(vector)
+        parts = [self._batch.run("forms", c, lambda part, v: part.episode_forms(v), vector) for c in self._chunks]
         return tf.concat(parts, 0)
 
     def _over_chunks(self, key: str, function: Any, vector: tf.Tensor) -> tf.Tensor:
         return tf.add_n([self._batch.run(key, chunk, function, vector) for chunk in self._chunks])
 
-    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
         if self._whole is not None:
-            return self._whole._adjoint_product(vector)
-        return self._over_chunks("adjoint", lambda part, v: part._adjoint_product(v), vector)
+            return self._whole.adjoint_product(vector)
+        return self._over_chunks("adjoint", lambda part, v: part.adjoint_product(v), vector)
 
-    def _map_rows(self, function: Any, rows: tf.Tensor) -> tf.Tensor:
+    def map_rows(self, function: Any, rows: tf.Tensor) -> tf.Tensor:
         if self._whole is not None:
-            return self._whole._map_rows(function, rows)
+            return self._whole.map_rows(function, rows)
         return tf.map_fn(function, rows, parallel_iterations=1)
 
 
@@ -165,18 +165,18 @@ class _Changeable(ReturnHessian):
     def prepare(self) -> None:
         """Does nothing: the policy is called in each product."""
 
-    def _product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._part()._product(vector)
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._part().product(vector)
 
-    def _adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._part()._adjoint_product(vector)
+    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._part().adjoint_product(vector)
 
-    def _quadratic_forms(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._part()._quadratic_forms(vector)
+    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._part().episode_forms(vector)
 
-    def _products(self, rows: tf.Tensor) -> tf.Tensor:
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
         part = self._part()
-        return part._map_rows(part._product, rows)
+        return part.map_rows(part.product, rows)
 
     def _part(self) -> ScoreFunctionHessian:
         shares, actions = (tf.convert_to_tensor(values) for values in (self._shares, self._actions))

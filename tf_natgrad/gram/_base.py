@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tf_natgrad import _checks
+
+# A positive scalar for each variable, by the id of the variable.
+Scales = Mapping[int, tf.Tensor]
 
 
 @dataclasses.dataclass
@@ -69,13 +74,22 @@ class Rule(abc.ABC):
         return list(gradients)
 
     @abc.abstractmethod
-    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
         """The share `[Q N, Q N]` of all calls of one layer, jointly.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
             summaries: what `summarise` made of the gradients, all columns together.
             dtype: in which the sums are taken.
+            scales: `s_v > 0` for each trainable variable `v` of the layer, by `id(v)`, in that dtype: the share is
+                then `sum_v s_v K_v`, where `K_v` is that of `v` alone. `None` for all ones. A rule whose `gram`
+                does not take this argument serves wherever no scales are asked for.
 
         Returns:
             A symmetric matrix.
@@ -100,11 +114,40 @@ class WeightGradientRule(Rule):
             The gradients `G[q, i]`, in parts.
         """
 
+    def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
+        """The variable that each of the `weight_gradients` belongs to: by default, one part per variable, in order.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+
+        Returns:
+            One variable per part.
+        """
+        return list(calls[0].layer.trainable_variables)
+
     def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
         return self.weight_gradients(calls, gradients, dtype)
 
-    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-        return tf.add_n([products(part) for part in summaries])
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
+        if scales is None:
+            return tf.add_n([products(part) for part in summaries])
+        variables = self.part_variables(calls)
+        if len(variables) != len(summaries):
+            raise ValueError(
+                _checks.message(
+                    "scales",
+                    f"{len(summaries)} parts for {len(variables)} variables from {type(self).__name__}",
+                    "a variable for each part of the gradient",
+                    "Override `part_variables`.",
+                )
+            )
+        return tf.add_n([scales[id(v)] * products(part) for v, part in zip(variables, summaries, strict=True)])
 
 
 def products(parts: tf.Tensor) -> tf.Tensor:
@@ -134,4 +177,4 @@ def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> 
     return {id(v) for v in layer.trainable_variables} == {id(v) for v in weights if v is not None}
 
 
-__all__ = ["LayerCall", "Rule", "WeightGradientRule", "owns_exactly", "products"]
+__all__ = ["LayerCall", "Rule", "Scales", "WeightGradientRule", "owns_exactly", "products"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -317,8 +317,8 @@ class FactoredOperator(CurvatureOperator):
         return float(np.finfo(self.dtype.as_numpy_dtype).eps)
 
     @abc.abstractmethod
-    def _gram(self) -> tf.Tensor:
-        """`K = A A^T`, as graph code."""
+    def _gram(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
+        """`K = A A^T`, or `A diag(scales) A^T` with a positive scalar for each variable, by its `id`; as graph code."""
 
     @abc.abstractmethod
     def _factor_product(self, vector: tf.Tensor) -> tf.Tensor:

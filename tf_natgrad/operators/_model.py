@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -346,11 +346,11 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         cotangent = self.batch.factor.apply(self._from_rows(vector)) * tf.sqrt(self.batch.output_weights)
         return self._flat.flatten(self.batch.linearization.vjp(cotangent))
 
-    def _gram(self) -> tf.Tensor:
+    def _gram(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
         columns = self.batch.factor.columns() * tf.sqrt(self.batch.output_weights)
         if columns.shape.rank > 3 and not self.batch.factor.is_pooled:
             columns = _one_position_each(columns)
-        return self.batch.record.gram(self.batch.linearization, columns)
+        return self.batch.record.gram(self.batch.linearization, columns, scales)
 
     def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
         """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""

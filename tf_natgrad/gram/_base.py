@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+
+# Rows from which on a product with the transpose is formed in blocks, and their number: smaller ones are faster whole.
+_MANY_ROWS, _BLOCKS = 512, 3
 
 # A positive scalar for each variable, by the id of the variable.
 Scales = Mapping[int, tf.Tensor]
@@ -159,9 +163,36 @@ def products(parts: tf.Tensor) -> tf.Tensor:
     Returns:
         A symmetric matrix, rows with q major.
     """
+    # The static shape, where there is one, outlives the reshaping.
+    count = parts.shape[:2].num_elements()
     shape = tf.shape(parts)
-    rows = tf.reshape(parts, [shape[0] * shape[1], -1])
-    return tf.linalg.matmul(rows, rows, transpose_b=True)
+    rows = tf.reshape(parts, [shape[0] * shape[1] if count is None else count, -1])
+    return symmetric_product(rows)
+
+
+def symmetric_product(rows: tf.Tensor) -> tf.Tensor:
+    """`rows rows^T` of a matrix, where it is large without the products that symmetry gives.
+
+    Args:
+        rows: `[m, k]`.
+
+    Returns:
+        `[m, m]`.
+    """
+    count = rows.shape[0]
+    if count is None or count < _MANY_ROWS:
+        return tf.linalg.matmul(rows, rows, transpose_b=True)
+    cuts = [count * i // _BLOCKS for i in range(_BLOCKS + 1)]
+    lower: list[tf.Tensor] = []
+    for start, end in itertools.pairwise(cuts):
+        # One after the other: each of these products keeps all cores busy.
+        with tf.control_dependencies(lower[-1:]):
+            lower.append(tf.linalg.matmul(rows[start:end], rows[:end], transpose_b=True))
+    strips = []
+    for i, (start, end) in enumerate(itertools.pairwise(cuts)):
+        mirrored = [tf.transpose(below[:, start:end]) for below in lower[i + 1 :]]
+        strips.append(tf.concat([lower[i], *mirrored], 1))
+    return tf.concat(strips, 0)
 
 
 def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> bool:
@@ -177,4 +208,4 @@ def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> 
     return {id(v) for v in layer.trainable_variables} == {id(v) for v in weights if v is not None}
 
 
-__all__ = ["LayerCall", "Rule", "Scales", "WeightGradientRule", "owns_exactly", "products"]
+__all__ = ["LayerCall", "Rule", "Scales", "WeightGradientRule", "owns_exactly", "products", "symmetric_product"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, Rule, Scales, owns_exactly, products
+from tf_natgrad.gram._base import LayerCall, Rule, Scales, owns_exactly, products, symmetric_product
 
 
 class DenseRule(Rule):
@@ -38,11 +38,11 @@ class DenseRule(Rule):
         if len(calls) == 1 and calls[0].inputs.shape.rank == 2:
             h = tf.cast(calls[0].inputs, dtype)
             d = tf.cast(summaries[0], dtype)
-            columns = tf.shape(d)[0]
-            d = tf.reshape(d, [-1, d.shape[-1]])
+            columns, count = tf.shape(d)[0], d.shape[:2].num_elements()
+            d = tf.reshape(d, [-1 if count is None else count, d.shape[-1]])
             inner = _inner(h, kernel, bias)
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
-            return tf.linalg.matmul(d, d, transpose_b=True) * tf.tile(inner, [columns, columns])
+            return symmetric_product(d) * tf.tile(inner, [columns, columns])
         h = tf.concat([_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
         d = tf.concat([_positions(tf.cast(g, dtype), 2) for g in summaries], 2)
         return _sum_over_positions(h, d, kernel, bias)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, Rule, Scales
+from tf_natgrad.gram._base import LayerCall, Rule, Scales, symmetric_product
 
 # Bytes of per-example gradients held at once.
 MEMORY_LIMIT = 1 << 30
@@ -47,7 +47,7 @@ class FallbackRule(Rule):
         static_rows = gradients[0].shape[:2].num_elements()
         if static_rows is not None and static_rows <= most:
             block = scaled_rows(tf.range(rows))
-            return tf.linalg.matmul(block, block, transpose_b=True)
+            return symmetric_product(block)
 
         chunk = tf.minimum(most, rows)
         chunks = (rows + chunk - 1) // chunk

@@ -80,20 +80,26 @@ class GramSystem:
         c = apply(b)
         if self.image is None:
             return c
-        return c + tf.where(self.damping > 0, tf.zeros_like(c), apply(apply(self.image)))
+        return c + self._if_undamped(lambda: apply(apply(self.image)), tf.zeros_like(c))
+
+    def _if_undamped(self, value: Callable[[], tf.Tensor], otherwise: tf.Tensor) -> tf.Tensor:
+        """`value()`, which with damping is not computed: in a branch TensorFlow prunes nothing."""
+        return tf.cond(self.damping > 0, lambda: otherwise, value)
 
     def _by_cholesky(self, b: tf.Tensor, live: tf.Tensor, regular: tf.Tensor, cholesky: tf.Tensor) -> tuple:
         def apply(x: tf.Tensor) -> tf.Tensor:
             return tf.linalg.cholesky_solve(cholesky, x[:, None])[:, 0]
 
+        def share_left() -> tf.Tensor:
+            kept = self.u + apply(self.image)
+            return _share_left(tf.reduce_sum(kept * tf.linalg.matvec(self.gram, kept)), self.whole)
+
         diagonal, discarded = tf.linalg.diag_part(cholesky), tf.zeros([], self.gram.dtype)
         condition = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
         if not self.static:
-            condition = tf.cond(self.damping > 0, lambda: condition, lambda: condition_number(regular, cholesky))
+            condition = self._if_undamped(lambda: condition_number(regular, cholesky), condition)
         if self.image is not None:
-            kept = self.u + apply(self.image)
-            energy = tf.reduce_sum(kept * tf.linalg.matvec(self.gram, kept))
-            discarded = tf.where(self.damping > 0, discarded, _share_left(energy, self.whole))
+            discarded = self._if_undamped(share_left, discarded)
         return self._finish(apply, b), tf.reduce_sum(tf.cast(live, tf.int32)), condition, discarded
 
     def _by_eigh(self, b: tf.Tensor, dtype: tf.DType) -> tuple:

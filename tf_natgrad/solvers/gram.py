@@ -138,14 +138,17 @@ class Gram(Algorithm):
         else:
             # `A D^-1 A^T + I`, whatever D is.
             gram, damping, static = base._gram(metric.scales), tf.ones([], base.dtype), 1.0
-        start, image = _start(base, damping, static, rhs, metric)
+        start = _start(damping, static, rhs, metric)
         u = tf.zeros_like(gram[0]) if rhs.u is None else rhs.u
         start_image = tf.zeros_like(u) if start is None else base._factor_product(start)
-        # The squared norm of a gradient that is not in the range of A^T alone, where it is asked for.
-        whole = None
-        if image is not None:
-            zero = tf.zeros([], gram.dtype)
-            whole = tf.cond(damping > 0, lambda: zero, lambda: tf.reduce_sum(tf.square(_gradient(base, rhs))))
+        image, whole = None, None
+        if rhs.rest is not None and not static:
+            # `A rest`, and the squared norm of a gradient that is not in the range of A^T alone: without damping only.
+            image, whole = tf.cond(
+                damping > 0,
+                lambda: (tf.zeros_like(u), tf.zeros([], gram.dtype)),
+                lambda: (base._factor_product(rhs.rest), tf.reduce_sum(tf.square(_gradient(base, rhs)))),
+            )
         system = GramSystem(gram, damping, static, self.rcond, u, image, whole)
         c, rank, condition, discarded, safe = system.solve(u - start_image)
         # Not b - damping c: where K is small that is the difference of two large numbers.
@@ -186,21 +189,16 @@ class _Metric(NamedTuple):
         return cls(scales, tf.concat(roots, 0))
 
 
-def _start(
-    base: FactoredOperator, damping: tf.Tensor, static: float | None, rhs: FactoredRhs, metric: _Metric | None
-) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-    """`d0 = shift + D^-1 rest`, and `A rest` where the damping may be zero."""
-    start, image = rhs.shift, None
-    if rhs.rest is not None:
-        if static != 0.0:
-            scaled = tf.math.divide_no_nan(rhs.rest, damping)
-            scaled = scaled if metric is None else tf.square(metric.roots) * scaled
-            start = scaled if start is None else start + scaled
-        if not static:
-            image = base._factor_product(rhs.rest)
+def _start(damping: tf.Tensor, static: float | None, rhs: FactoredRhs, metric: _Metric | None) -> tf.Tensor | None:
+    """`d0 = shift + D^-1 rest`; zero without damping."""
+    start = rhs.shift
+    if rhs.rest is not None and static != 0.0:
+        scaled = tf.math.divide_no_nan(rhs.rest, damping)
+        scaled = scaled if metric is None else tf.square(metric.roots) * scaled
+        start = scaled if start is None else start + scaled
     if start is not None and not static:
         start = tf.where(damping > 0, start, tf.zeros_like(start))
-    return start, image
+    return start
 
 
 def _gradient(base: FactoredOperator, rhs: FactoredRhs) -> tf.Tensor:

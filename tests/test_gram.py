@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from oracle import difference
 
-from tf_natgrad.gram import Rule, capture, fallback, register_rule, registry, rule_for
+from tf_natgrad.gram import Rule, _base, capture, fallback, register_rule, registry, rule_for
 from tf_natgrad.gram.dense import DenseRule
 from tf_natgrad.gram.fallback import FallbackRule
 from tf_natgrad.operators import Fisher
@@ -140,6 +140,34 @@ def test_columns_in_chunks(name, monkeypatch):
     problem = cases.shared(name)
     monkeypatch.setattr(capture_module, "MEMORY_LIMIT", 1)
     assert difference(problem.make_fisher().gram(), problem.factor @ problem.factor.T) < TOLERANCE
+
+
+# In blocks.
+
+
+@pytest.mark.parametrize("rows", [2, 7, 12])
+def test_symmetric_product_in_blocks(rows, rng, monkeypatch):
+    monkeypatch.setattr(_base, "_MANY_ROWS", 4)
+    matrix = rng.normal(size=(rows, 5))
+    product = _base.symmetric_product(tf.constant(matrix))
+    assert difference(product, matrix @ matrix.T) < TOLERANCE
+    # What lies between blocks is mirrored: the same numbers.
+    assert rows < 4 or np.array_equal(product[0], product[:, 0])
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_gram_in_blocks(name, monkeypatch):
+    sizes, product = [], _base.symmetric_product
+    monkeypatch.setattr(_base, "_MANY_ROWS", 4)
+    problem = cases.shared(name)
+    for module in ("_base", "dense", "fallback"):
+        spy = lambda rows: sizes.append(rows.shape[0]) or product(rows)  # noqa: E731
+        monkeypatch.setattr(sys.modules[f"tf_natgrad.gram.{module}"], "symmetric_product", spy)
+    fisher = problem.make_fisher()
+    columns = fisher.batch.factor.columns() * tf.sqrt(fisher.batch.output_weights)
+    gram = tf.function(lambda: fisher.batch.record.gram(fisher.batch.linearization, columns))()
+    assert difference(gram, problem.factor @ problem.factor.T) < TOLERANCE
+    assert sizes and set(sizes) == {10}
 
 
 # The model is left as it was.

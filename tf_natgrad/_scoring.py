@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _conditions
 from tf_natgrad._direction import refuse_activity_losses
 from tf_natgrad._factorised import Step, factorised
 from tf_natgrad._typing import LossLike
@@ -39,7 +39,7 @@ class Fit:
 
     def __init__(self, model: keras.Model, loss: LossLike, dataset: tf.data.Dataset):
         likelihood = likelihood_of(loss)
-        with _checks.as_value_error():
+        with _conditions.as_value_error():
             self.fisher = Fisher(model, likelihood, dataset)
             x, _, _ = unpack(next(iter(dataset)))
             # One call on a few examples shows which layers there are.

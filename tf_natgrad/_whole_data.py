@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._batch import unpack
 
@@ -67,7 +67,7 @@ def _refuse_non_finite(x: Any, y: Any, sample_weight: Any) -> None:
         tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(value) if t is not None]
         if any(tensor.shape.rank == 0 for tensor in tensors):
             raise ValueError(_checks.message(name, "a scalar", "an array [N, ...]"))
-        if not _checks.is_finite(*tensors):
+        if not _conditions.is_finite(*tensors):
             raise ValueError(
                 _checks.message(name, "NaN or infinite values", "finite ones", "Clean the data before the fit.")
             )

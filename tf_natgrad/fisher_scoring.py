@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad._progress import progress_bar
 from tf_natgrad._scoring import Along, Fit, step_solver
 from tf_natgrad._separation import no_finite_fit
@@ -156,9 +156,9 @@ def fisher_scoring(
     gtol = gtol if gtol is not None else 1e-8 if fit.flat.dtype == tf.float64 else 1e-5
 
     theta = fit.flat.read()
-    with _checks.as_value_error():
+    with _conditions.as_value_error():
         value, gradient = fit.value_and_gradient()
-    if not _checks.is_finite(value, gradient):
+    if not _conditions.is_finite(value, gradient):
         raise ValueError(
             _checks.message(
                 "model", "a loss or gradient that is not finite", "finite ones at the start", "Look at its weights."

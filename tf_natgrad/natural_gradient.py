@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._direction import batch_direction
 from tf_natgrad._planning import needs_plan, plan_solver, shapes_of, without_gram
 from tf_natgrad._typing import LossLike, TensorLike
@@ -98,9 +98,9 @@ def natural_gradient(
     before = [tf.identity(v.value) for v in statistics]
     try:
         call = _Call(model, likelihood_of(loss), solver, training, is_zero)
-        with _checks.as_value_error():
+        with _conditions.as_value_error():
             value, info = kept.direction(call, (x, y, sample_weight), tf.constant(float(damping), tf.float64))
-        finite = bool(_checks.is_finite(value))
+        finite = bool(_conditions.is_finite(value))
     except ValueError:
         restore(statistics, before)
         raise
@@ -182,7 +182,7 @@ class _Kept:
             if checked:
                 _keep(self._plans, key, planned)
         try:
-            with _checks.as_value_error():
+            with _conditions.as_value_error():
                 return self._run(call, data, damping, planned)
         except GramMismatchError as error:
             if not isinstance(call.solver, Auto):

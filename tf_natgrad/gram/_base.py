@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from tf_natgrad import _checks
+
+# Rows from which on a product with the transpose is formed in blocks, and their number: smaller ones are faster whole.
+_MANY_ROWS, _BLOCKS = 512, 3
+
+# A positive scalar for each variable, by the id of the variable.
+Scales = Mapping[int, tf.Tensor]
 
 
 @dataclasses.dataclass
@@ -69,13 +78,22 @@ class Rule(abc.ABC):
         return list(gradients)
 
     @abc.abstractmethod
-    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
         """The share `[Q N, Q N]` of all calls of one layer, jointly.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
             summaries: what `summarise` made of the gradients, all columns together.
             dtype: in which the sums are taken.
+            scales: `s_v > 0` for each trainable variable `v` of the layer, by `id(v)`, in that dtype: the share is
+                then `sum_v s_v K_v`, where `K_v` is that of `v` alone. `None` for all ones. A rule whose `gram`
+                does not take this argument serves wherever no scales are asked for.
 
         Returns:
             A symmetric matrix.
@@ -100,11 +118,40 @@ class WeightGradientRule(Rule):
             The gradients `G[q, i]`, in parts.
         """
 
+    def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
+        """The variable that each of the `weight_gradients` belongs to: by default, one part per variable, in order.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+
+        Returns:
+            One variable per part.
+        """
+        return list(calls[0].layer.trainable_variables)
+
     def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
         return self.weight_gradients(calls, gradients, dtype)
 
-    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-        return tf.add_n([products(part) for part in summaries])
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
+        if scales is None:
+            return tf.add_n([products(part) for part in summaries])
+        variables = self.part_variables(calls)
+        if len(variables) != len(summaries):
+            raise ValueError(
+                _checks.message(
+                    "scales",
+                    f"{len(summaries)} parts for {len(variables)} variables from {type(self).__name__}",
+                    "a variable for each part of the gradient",
+                    "Override `part_variables`.",
+                )
+            )
+        return tf.add_n([scales[id(v)] * products(part) for v, part in zip(variables, summaries, strict=True)])
 
 
 def products(parts: tf.Tensor) -> tf.Tensor:
@@ -116,9 +163,36 @@ def products(parts: tf.Tensor) -> tf.Tensor:
     Returns:
         A symmetric matrix, rows with q major.
     """
+    # The static shape, where there is one, outlives the reshaping.
+    count = parts.shape[:2].num_elements()
     shape = tf.shape(parts)
-    rows = tf.reshape(parts, [shape[0] * shape[1], -1])
-    return tf.linalg.matmul(rows, rows, transpose_b=True)
+    rows = tf.reshape(parts, [shape[0] * shape[1] if count is None else count, -1])
+    return symmetric_product(rows)
+
+
+def symmetric_product(rows: tf.Tensor) -> tf.Tensor:
+    """`rows rows^T` of a matrix, where it is large without the products that symmetry gives.
+
+    Args:
+        rows: `[m, k]`.
+
+    Returns:
+        `[m, m]`.
+    """
+    count = rows.shape[0]
+    if count is None or count < _MANY_ROWS:
+        return tf.linalg.matmul(rows, rows, transpose_b=True)
+    cuts = [count * i // _BLOCKS for i in range(_BLOCKS + 1)]
+    lower: list[tf.Tensor] = []
+    for start, end in itertools.pairwise(cuts):
+        # One after the other: each of these products keeps all cores busy.
+        with tf.control_dependencies(lower[-1:]):
+            lower.append(tf.linalg.matmul(rows[start:end], rows[:end], transpose_b=True))
+    strips = []
+    for i, (start, end) in enumerate(itertools.pairwise(cuts)):
+        mirrored = [tf.transpose(below[:, start:end]) for below in lower[i + 1 :]]
+        strips.append(tf.concat([lower[i], *mirrored], 1))
+    return tf.concat(strips, 0)
 
 
 def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> bool:
@@ -134,4 +208,4 @@ def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> 
     return {id(v) for v in layer.trainable_variables} == {id(v) for v in weights if v is not None}
 
 
-__all__ = ["LayerCall", "Rule", "WeightGradientRule", "owns_exactly", "products"]
+__all__ = ["LayerCall", "Rule", "Scales", "WeightGradientRule", "owns_exactly", "products", "symmetric_product"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _keras
-from tf_natgrad.gram._base import LayerCall, Rule
+from tf_natgrad import _checks, _keras
+from tf_natgrad.gram._base import LayerCall, Rule, Scales
 from tf_natgrad.gram.registry import FALLBACK, has_rule, registered_rule, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
@@ -83,25 +84,30 @@ class Record:
             groups = [g for g in groups if not any(g is j for j in joined)] + [merged]
         return [calls for own, calls in groups if own & wanted]
 
-    def gram(self, linearization: Linearization, columns: tf.Tensor) -> tf.Tensor:
-        """`K = A A^T` for the rows whose output gradients are `columns`.
+    def gram(self, linearization: Linearization, columns: tf.Tensor, scales: Scales | None = None) -> tf.Tensor:
+        """`K = A A^T` for the rows whose output gradients are `columns`, or `A diag(scales) A^T`.
 
         Args:
             linearization: of the pass that was recorded.
             columns: `[Q, N, ..., C]`; row (q, i) of `A` is the gradient of `<columns[q, i], z[i]>`.
+            scales: a positive scalar for each variable of the linearization, by the `id` of the variable, or `None`
+                for all ones: `K` is then `sum_v scales[id(v)] K_v`, `K_v` being that of the columns of `v`.
 
         Returns:
             `[Q N, Q N]`, rows with q major, in the dtype of the variables.
 
         Raises:
-            ValueError: where `refusal_for` says why not.
+            ValueError: where `refusal_for` says why not; if a scale is missing, or a rule takes none.
         """
         refusal = self.refusal_for(linearization.flat_parameters, linearization.outputs.shape[0])
         if refusal is not None:
             raise ValueError(refusal)
         dtype = linearization.flat_parameters.dtype
+        extra = () if scales is None else (_checked_scales(linearization.flat_parameters, scales),)
         groups = self.groups(linearization.flat_parameters)
         rules = [_rule_for_group(calls) for calls in groups]
+        if extra:
+            _require_rules_with_scales(rules)
         outputs = [call.output for calls in groups for call in calls]
 
         def summaries_of(some: tf.Tensor) -> list[list[tf.Tensor]]:
@@ -118,7 +124,7 @@ class Record:
         at_once = _columns_at_once(columns, outputs)
         chunked = at_once is not None
         summaries = _in_chunks_of_columns(summaries_of, columns, at_once) if chunked else summaries_of(columns)
-        return tf.add_n([r.gram(calls, s, dtype) for r, calls, s in zip(rules, groups, summaries, strict=True)])
+        return tf.add_n([r.gram(calls, s, dtype, *extra) for r, calls, s in zip(rules, groups, summaries, strict=True)])
 
     def refusal_for(self, flat_parameters: FlatParameters, examples: int | None = None) -> str | None:
         """Why the Gram matrix of these variables does not exist for this pass, with what to do, or `None`.
@@ -158,6 +164,29 @@ def _folding(call: LayerCall, examples: int) -> str:
 def _rule_for_group(calls: list[LayerCall]) -> Rule:
     same_layer = all(call.layer is calls[0].layer for call in calls)
     return rule_for(calls[0].layer) if same_layer else FALLBACK
+
+
+def _checked_scales(flat_parameters: FlatParameters, scales: Scales) -> dict[int, tf.Tensor]:
+    missing = [
+        name for v, name in zip(flat_parameters.variables, flat_parameters.names, strict=True) if id(v) not in scales
+    ]
+    if missing:
+        raise ValueError(_checks.message("scales", f"none for {', '.join(missing)}", "one scalar for each variable"))
+    return {id(v): tf.cast(scales[id(v)], flat_parameters.dtype) for v in flat_parameters.variables}
+
+
+def _require_rules_with_scales(rules: list[Rule]) -> None:
+    """Refuses rules that were written before there were scales."""
+    for rule in rules:
+        if "scales" not in inspect.signature(rule.gram).parameters:
+            raise ValueError(
+                _checks.message(
+                    "scales",
+                    f"the rule {type(rule).__name__}, whose `gram` takes no scales",
+                    "`gram(calls, summaries, dtype, scales=None)`",
+                    "Add the argument to the rule, or damp all variables alike.",
+                )
+            )
 
 
 def _columns_at_once(columns: tf.Tensor, outputs: list[tf.Tensor]) -> int | None:

@@ -23,6 +23,10 @@ class ConvolutionRule(WeightGradientRule):
         plain = layer.data_format == "channels_last" and not getattr(layer, "lora_enabled", False)
         return plain and owns_exactly(layer, layer.kernel, layer.bias)
 
+    def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
+        layer = calls[0].layer
+        return [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
+
     def weight_gradients(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
     ) -> list[tf.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, Rule, owns_exactly, products
+from tf_natgrad.gram._base import LayerCall, Rule, Scales, owns_exactly, products, symmetric_product
 
 
 class DenseRule(Rule):
@@ -23,19 +23,40 @@ class DenseRule(Rule):
         plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
         return plain and owns_exactly(layer, layer.kernel, layer.bias)
 
-    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-        bias = 1.0 if calls[0].layer.use_bias else 0.0
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
+        layer = calls[0].layer
+        kernel, bias = None, 1.0 if layer.use_bias else None
+        if scales is not None:
+            kernel = scales[id(layer.kernel)]
+            bias = scales[id(layer.bias)] if layer.use_bias else None
         if len(calls) == 1 and calls[0].inputs.shape.rank == 2:
             h = tf.cast(calls[0].inputs, dtype)
             d = tf.cast(summaries[0], dtype)
-            columns = tf.shape(d)[0]
-            d = tf.reshape(d, [-1, d.shape[-1]])
-            inner = tf.linalg.matmul(h, h, transpose_b=True) + bias
+            columns, count = tf.shape(d)[0], d.shape[:2].num_elements()
+            d = tf.reshape(d, [-1 if count is None else count, d.shape[-1]])
+            inner = _inner(h, kernel, bias)
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
-            return tf.linalg.matmul(d, d, transpose_b=True) * tf.tile(inner, [columns, columns])
+            return symmetric_product(d) * tf.tile(inner, [columns, columns])
         h = tf.concat([_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
         d = tf.concat([_positions(tf.cast(g, dtype), 2) for g in summaries], 2)
-        return _sum_over_positions(h, d, bias)
+        return _sum_over_positions(h, d, kernel, bias)
+
+
+# One, or the scale of the bias; `None` without bias.
+_Bias = tf.Tensor | float | None
+
+
+def _inner(h: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:
+    """`kernel * h h^T + bias` of rows `h`."""
+    inner = tf.linalg.matmul(h, h, transpose_b=True)
+    inner = inner if kernel is None else kernel * inner
+    return inner if bias is None else inner + bias
 
 
 def _positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
@@ -44,7 +65,7 @@ def _positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
     return tf.reshape(tensor, tf.concat([shape[:batch_axes], [-1], [tensor.shape[-1]]], 0))
 
 
-def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, bias: float) -> tf.Tensor:
+def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:
     """The double sum over positions, for inputs `[N, T, D]` and gradients `[Q, N, T, U]`.
 
     Few positions: the products of all pairs, `(Q N T)^2` numbers. Many: the per-example weight gradients,
@@ -56,13 +77,14 @@ def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, bias: float) -> tf.Tensor:
     if positions is not None and positions**2 * (units + features) <= units * features:
         d = tf.reshape(tf.transpose(d, [2, 0, 1, 3]), [-1, units])
         h = tf.reshape(tf.transpose(h, [1, 0, 2]), [-1, features])
-        inner = tf.linalg.matmul(h, h, transpose_b=True) + bias
-        inner = tf.reshape(inner, [positions, 1, examples, positions, 1, examples])
+        inner = tf.reshape(_inner(h, kernel, bias), [positions, 1, examples, positions, 1, examples])
         inner = tf.reshape(tf.tile(inner, [1, columns, 1, 1, columns, 1]), [positions, rows, positions, rows])
         outer = tf.reshape(tf.linalg.matmul(d, d, transpose_b=True), [positions, rows, positions, rows])
         return tf.reduce_sum(inner * outer, [0, 2])
-    if bias:
-        h = tf.concat([h, tf.ones_like(h[..., :1])], -1)
+    if kernel is not None:
+        h *= tf.sqrt(kernel)
+    if bias is not None:
+        h = tf.concat([h, tf.ones_like(h[..., :1]) * tf.sqrt(tf.cast(bias, h.dtype))], -1)
     return products(tf.einsum("ntf,qntu->qnfu", h, d))
 
 

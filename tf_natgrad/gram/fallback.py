@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, Rule
+from tf_natgrad.gram._base import LayerCall, Rule, Scales, symmetric_product
 
 # Bytes of per-example gradients held at once.
 MEMORY_LIMIT = 1 << 30
@@ -27,23 +27,34 @@ class FallbackRule(Rule):
     def __init__(self, memory_limit: int | None = None):
         self.memory_limit = memory_limit
 
-    def gram(self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-        gradients = summaries
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
+        gradients, roots = summaries, _roots(calls, scales)
+
+        def scaled_rows(chosen: tf.Tensor) -> tf.Tensor:
+            found = self._rows(calls, gradients, chosen, dtype)
+            return found if roots is None else found * roots
+
         columns, examples = tf.shape(gradients[0])[0], tf.shape(gradients[0])[1]
         rows = columns * examples
         size = sum(v.shape.num_elements() for v in _variables(calls))
         most = max(1, (self.memory_limit or MEMORY_LIMIT) // (2 * size * dtype.size))
         static_rows = gradients[0].shape[:2].num_elements()
         if static_rows is not None and static_rows <= most:
-            block = self._rows(calls, gradients, tf.range(rows), dtype)
-            return tf.linalg.matmul(block, block, transpose_b=True)
+            block = scaled_rows(tf.range(rows))
+            return symmetric_product(block)
 
         chunk = tf.minimum(most, rows)
         chunks = (rows + chunk - 1) // chunk
 
         def rows_of(index: tf.Tensor) -> tf.Tensor:
             # The last chunk repeats the last row; what is too much is cut off below.
-            return self._rows(calls, gradients, tf.minimum(tf.range(chunk) + index * chunk, rows - 1), dtype)
+            return scaled_rows(tf.minimum(tf.range(chunk) + index * chunk, rows - 1))
 
         def strip(index: tf.Tensor) -> tf.Tensor:
             left = rows_of(index)
@@ -82,6 +93,14 @@ class FallbackRule(Rule):
 def _variables(calls: Sequence[LayerCall]) -> list[keras.Variable]:
     """The trainable variables of all layers called, each once."""
     return list({id(v): v for call in calls for v in call.layer.trainable_variables}.values())
+
+
+def _roots(calls: Sequence[LayerCall], scales: Scales | None) -> tf.Tensor | None:
+    """The square root of its variable's scale for each column of the rows `[n_layer]`, or `None`."""
+    if scales is None:
+        return None
+    variables = _variables(calls)
+    return tf.concat([tf.fill([v.shape.num_elements()], tf.sqrt(scales[id(v)])) for v in variables], 0)
 
 
 def _is_batched(argument: object) -> bool:

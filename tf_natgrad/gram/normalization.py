@@ -20,12 +20,15 @@ class NormalizationRule(WeightGradientRule):
     def supports(self, layer: keras.layers.Layer) -> bool:
         return layer.axis in (-1, [-1])
 
+    def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
+        scales, offsets = _scales_and_offsets(calls[0].layer)
+        return [*scales, *offsets]
+
     def weight_gradients(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
     ) -> list[tf.Tensor]:
         layer = calls[0].layer
-        offsets = [v for v in layer.trainable_variables if v is getattr(layer, "beta", None)]
-        scales = [v for v in layer.trainable_variables if v is not getattr(layer, "beta", None)]
+        scales, offsets = _scales_and_offsets(layer)
         neutral = [(v, tf.zeros(v.shape, v.dtype)) for v in offsets] + [(v, tf.ones(v.shape, v.dtype)) for v in scales]
         scale, offset = 0.0, 0.0
         for call, d in zip(calls, gradients, strict=True):
@@ -36,6 +39,12 @@ class NormalizationRule(WeightGradientRule):
             scale += tf.reduce_sum(d * tf.cast(normalised, dtype), positions)
             offset += tf.reduce_sum(d, positions)
         return [scale] * len(scales) + [offset] * len(offsets)
+
+
+def _scales_and_offsets(layer: keras.layers.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
+    offset = getattr(layer, "beta", None)
+    own = layer.trainable_variables
+    return [v for v in own if v is not offset], [v for v in own if v is offset]
 
 
 __all__ = ["NormalizationRule"]

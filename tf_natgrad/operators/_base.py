@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, ExplicitlyDense, check_dense_memory, over_units
 from tf_natgrad.parameters import FlatParameters
@@ -101,12 +101,11 @@ class CurvatureOperator(ExplicitlyDense):
                 def body(*tensors):
                     given = iter(tensors)
                     filled = [None if a is None else next(given) for a in flat]
-                    with _checks.graph_of_its_own():
-                        return function(*tf.nest.pack_sequence_as(arguments, filled))
+                    return function(*tf.nest.pack_sequence_as(arguments, filled))
 
                 specs = [tf.TensorSpec(t.shape, t.dtype) for t in tensors]
                 table[signature] = tf.function(body, autograph=False).get_concrete_function(*specs)
-            with _checks.as_value_error():
+            with _conditions.as_value_error():
                 return table[signature](*tensors)
 
         return call

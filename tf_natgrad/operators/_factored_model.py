@@ -106,9 +106,9 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         columns = self.batch.factor.columns() * tf.sqrt(self.batch.output_weights)
         if columns.shape.rank > 3 and not self.batch.factor.is_pooled:
             columns = _one_position_each(columns)
-        scaled = {} if scales is None else {"scales": scales}
         record = self.batch.record
-        return record.gram(self.batch.linearization, columns, **scaled)
+        # Made before the linearization is read: a second pass brings one of its own.
+        return record.gram(self.batch.linearization, columns, scales)
 
     def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
         """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""

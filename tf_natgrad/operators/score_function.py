@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.operators._return_hessian import ReturnHessian
@@ -77,13 +77,13 @@ class ScoreFunctionHessian(ReturnHessian):
             steps = log_probs.shape[0]
             weights = tf.cast(_checks.as_tensor("weights", weights), flat.dtype)
             _checks.check_rank_one("weights", weights, steps)
-            _checks.require_finite("weights", "finite weights", weights)
+            _conditions.judge([_conditions.finite("weights", "finite weights", weights)])
             ids = _checks.as_tensor("episode_ids", episode_ids)
             if not ids.dtype.is_integer:
                 raise TypeError(_checks.message("episode_ids", f"dtype {ids.dtype.name}", "integers"))
             ids = tf.cast(ids, tf.int32)
             _checks.check_rank_one("episode_ids", ids, steps)
-            _checks.require(
+            _conditions.require(
                 tf.reduce_all((ids[1:] - ids[:-1] >= 0) & (ids[1:] - ids[:-1] <= 1)) & (ids[0] == 0),
                 _checks.message("episode_ids", "a gap or a step back", "0 0 ... 1 1 ..., each episode in one piece"),
             )
@@ -93,7 +93,7 @@ class ScoreFunctionHessian(ReturnHessian):
             else:
                 shares = tf.cast(_checks.as_tensor("episode_weights", episode_weights), flat.dtype)
                 _checks.check_rank_one("episode_weights", shares, episodes if isinstance(episodes, int) else None)
-                _checks.require_finite("episode_weights", "finite weights", shares)
+                _conditions.judge([_conditions.finite("episode_weights", "finite weights", shares)])
             scaled = weights * tf.gather(shares, ids)
             # The seed of the recorded gradient is itself a point of differentiation: it gives `J v` along the way.
             seed = tf.identity(scaled)

@@ -6,7 +6,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad.operators import Damped, Sum
 from tf_natgrad.operators.sum import factored_part
 from tf_natgrad.solvers._base import Algorithm, Solver, undamped
@@ -148,7 +148,7 @@ def refuse_gram_of_a_sum(solver: Solver, operator: tf.linalg.LinearOperator) -> 
     if gram and isinstance(base, Sum):
         raise ValueError(text)
     if may and static is None and isinstance(operator, Damped) and operator.damping_by_variable is not None:
-        _checks.require(operator.is_positive, text)
+        _conditions.require(operator.is_positive, text)
 
 
 def may_take_gram(solver: Solver) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad.operators import CurvatureOperator
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
@@ -90,12 +90,12 @@ class Cholesky(Algorithm):
         limited = {"memory_limit": self.memory_limit} if isinstance(operator, CurvatureOperator) else {}
         dense = operator.to_dense(**limited)
         b = flat_rhs(operator, rhs)
-        finite = _checks.is_finite(dense)
+        finite = _conditions.is_finite(dense)
         text = _checks.message("operator", "a matrix with NaN or infinite entries", "finite ones", "Look at the data.")
-        _checks.require(finite, text)
+        _conditions.require(finite, text)
         factor = tf.linalg.cholesky(tf.where(finite, dense, tf.eye(tf.shape(dense)[0], dtype=dense.dtype)))
-        _checks.require(
-            _checks.is_finite(factor),
+        _conditions.require(
+            _conditions.is_finite(factor),
             _checks.message(
                 "operator",
                 "a matrix that is not positive definite in this precision",

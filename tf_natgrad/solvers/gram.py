@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.gram import CAUSE
 from tf_natgrad.operators import FactoredOperator, FactoredRhs
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
-from tf_natgrad.solvers.svd import check_rcond, poison_unless
+from tf_natgrad.solvers._gram_system import GramSystem
+from tf_natgrad.solvers.svd import check_rcond
 
 # Share of the gradient that may be cut off without a word.
 _NOTABLE_ENERGY = 0.01
 # Roundings by which `x^T K x` and `|A^T x|^2` may differ, relative to `|x|^2 |K|_F`. Relative to `|A^T x|^2` alone
 # correct systems that are singular would be refused.
 _ROUNDINGS = 10.0
-# Steps of the power method for each end of the spectrum.
-_POWER_STEPS = 12
 _MISMATCH = (
     f"The Gram matrix of this batch does not give the direction that it stands for: {CAUSE}. The step was not taken. "
     "Use `solver='auto'`, `'cg'` or, for few weights, `'svd'`."
@@ -37,6 +36,7 @@ class GramInfo(NamedTuple):
         rank: number of eigenvalues used (with damping, or with Cholesky: all rows of non-zero weight).
         condition_number: of the (damped) Gram matrix on the span used; after an undamped Cholesky estimated by the
             power method, from below; after a damped one only a lower bound, the squared ratio of the extreme pivots.
+            Where the damping differs by variable it is that of `A D^-1 A^T + I`.
         discarded_gradient_energy: without damping, the share of the gradient's squared norm outside of the span used:
             what `rcond` cut off, and of a plain vector also what is not in the range of `A^T`.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
@@ -78,6 +78,9 @@ class Gram(Algorithm):
     the solution is `d0 + A^T (K + damping I)^-1 (u - A d0)`; without damping it is the pseudo-inverse,
     `A^T K^+ u`. Neither subtracts large numbers. A plain vector `g` is taken as `d0 = g / damping`, which does: its
     error grows like `1 / damping`.
+
+    A damping `D` that differs by variable (`operator.damping_by_variable`, one positive number for each) takes the
+    place of `damping I`: the solution is `d0 + D^-1 A^T (A D^-1 A^T + I)^-1 (u - A d0)`.
 
     Each solution `d = A^T x` is checked: `x^T K x` and `|d|^2` are the same number where `K` is `A A^T`. Where they
     differ by more than rounding the step is refused, as a `GramMismatchError`.
@@ -130,118 +133,86 @@ class Gram(Algorithm):
         del x0
         base, damping, static = undamped(operator)
         rhs = rhs if isinstance(rhs, FactoredRhs) else FactoredRhs(None, rest=rhs)
-        gram = base.gram_matrix()
-        zero = tf.zeros([], gram.dtype)
-        start, image = self._start(base, damping, static, rhs)
+        metric = _Metric.of(operator, base)
+        if metric is None:
+            gram = base.gram_matrix()
+        else:
+            # `A D^-1 A^T + I`, whatever D is.
+            gram, damping, static = base.gram_matrix(metric.scales), tf.ones([], base.dtype), 1.0
+        start = _start(damping, static, rhs, metric)
         u = tf.zeros_like(gram[0]) if rhs.u is None else rhs.u
         start_image = tf.zeros_like(u) if start is None else base.factor_product(start)
-        b = u - start_image
-
-        def finish(apply: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-            """The coefficients c of the solution `start + A^T c`."""
-            c = apply(b)
-            return c if image is None else c + tf.where(damping > 0, tf.zeros_like(c), apply(apply(image)))
-
-        # The squared norm of a gradient that is not in the range of A^T alone, where it is asked for.
-        whole = None
-        if image is not None:
-            whole = tf.cond(damping > 0, lambda: zero, lambda: tf.reduce_sum(tf.square(_gradient(base, rhs))))
-        pivots = tf.linalg.diag_part(gram)
-        live = pivots > 0
-        # Rows of weight zero stay out of the solution; any positive pivot will do for them.
-        regular = tf.linalg.set_diag(gram, tf.where(live, pivots, tf.reduce_max(pivots)) + damping)
-        cholesky = tf.linalg.cholesky(regular)
-        diagonal = tf.linalg.diag_part(cholesky)
-        safe = _checks.is_finite(diagonal) & (
-            (damping > 0) if static else tf.cond(damping > 0, lambda: True, lambda: self._regular(gram, cholesky))
-        )
-
-        def by_cholesky():
-            c = finish(lambda x: tf.linalg.cholesky_solve(cholesky, x[:, None])[:, 0])
-            condition = tf.square(tf.reduce_max(diagonal) / tf.reduce_min(diagonal))
-            discarded = zero
-            if not static:
-                condition = tf.cond(damping > 0, lambda: condition, lambda: _condition_number(regular, cholesky))
-            if image is not None:
-                kept = u + tf.linalg.cholesky_solve(cholesky, image[:, None])[:, 0]
-                energy = tf.reduce_sum(kept * tf.linalg.matvec(gram, kept))
-                discarded = tf.where(damping > 0, zero, _share_left(energy, whole))
-            return c, tf.reduce_sum(tf.cast(live, tf.int32)), condition, discarded
-
-        def by_eigh(dtype: tf.DType):
-            finite = _checks.is_finite(gram)
-            matrix, shift, along = (tf.cast(t, dtype) for t in (gram, damping, u))
-            values, vectors = tf.linalg.eigh(tf.where(finite, matrix, tf.eye(tf.shape(matrix)[0], dtype=dtype)))
-            values = tf.maximum(values, 0.0)
-            keep = (values > self.rcond * values[-1]) | (shift > 0)
-            inverse = tf.where(keep, tf.math.divide_no_nan(tf.ones_like(values), values + shift), 0.0 * values)
-
-            def apply(x: tf.Tensor) -> tf.Tensor:
-                coordinates = tf.linalg.matvec(vectors, tf.cast(x, dtype), transpose_a=True)
-                return tf.cast(tf.linalg.matvec(vectors, inverse * coordinates), gram.dtype)
-
-            coordinates = tf.linalg.matvec(vectors, along, transpose_a=True)
-            if image is not None:
-                # Of `rest`, A rest = K w has the coordinates w in the range of A^T.
-                coordinates += inverse * tf.linalg.matvec(vectors, tf.cast(image, dtype), transpose_a=True)
-            energy = tf.where(keep, values, tf.zeros_like(values)) * tf.square(coordinates)
-            total = tf.reduce_sum(values * tf.square(coordinates)) if image is None else tf.cast(whole, dtype)
-            discarded = tf.where(shift > 0, 0.0 * total, _share_left(tf.reduce_sum(energy), total))
-            used = tf.where(keep, values, values[-1]) + shift
-            condition = tf.math.divide_no_nan(values[-1] + shift, tf.reduce_min(used))
-            rank = tf.reduce_sum(tf.cast(keep, tf.int32))
-            c = poison_unless(finite, finish(apply))
-            return c, rank, tf.cast(condition, gram.dtype), tf.cast(discarded, gram.dtype)
-
-        def without_cholesky():
-            # With damping Cholesky fails only where rounding is larger than the damping: more digits are needed.
-            if static == 0.0:
-                return by_eigh(gram.dtype)
-            return tf.cond(damping > 0, lambda: by_eigh(tf.float64), lambda: by_eigh(gram.dtype))
-
-        c, rank, condition, discarded = tf.cond(safe, by_cholesky, without_cholesky)
+        image, whole = None, None
+        if rhs.rest is not None and not static:
+            # `A rest`, and the squared norm of a gradient that is not in the range of A^T alone: without damping only.
+            image, whole = tf.cond(
+                damping > 0,
+                lambda: (tf.zeros_like(u), tf.zeros([], gram.dtype)),
+                lambda: (base.factor_product(rhs.rest), tf.reduce_sum(tf.square(_gradient(base, rhs)))),
+            )
+        system = GramSystem(gram, damping, static, self.rcond, u, image, whole)
+        c, rank, condition, discarded, safe = system.solve(u - start_image)
         # Not b - damping c: where K is small that is the difference of two large numbers.
         image_of_c = tf.linalg.matvec(gram, c)
         value = base.factor_transpose_product(tf.ensure_shape(c, gram.shape[:1]))
-        require_consistent(gram, c, image_of_c, value, base.rounding)
+        value = value if metric is None else metric.roots * value
+        consistent = is_consistent(gram, c, image_of_c, value, base.rounding)
+        value = value if metric is None else metric.roots * value
         value = value if start is None else value + start
         quadratic_form = tf.reduce_sum(tf.square(image_of_c + start_image))
-        return value, (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, ~safe, ~safe & (damping > 0))
+        used_float64 = ~safe & (damping > 0)
+        numbers = (tf.shape(gram)[0], rank, condition, discarded, quadratic_form, ~safe, used_float64)
+        return value, (*numbers, consistent)
 
-    @staticmethod
-    def _start(
-        base: FactoredOperator, damping: tf.Tensor, static: float | None, rhs: FactoredRhs
-    ) -> tuple[tf.Tensor | None, tf.Tensor | None]:
-        """`d0 = shift + rest / damping`, and `A rest` where the damping may be zero."""
-        start, image = rhs.shift, None
-        if rhs.rest is not None:
-            if static != 0.0:
-                scaled = tf.math.divide_no_nan(rhs.rest, damping)
-                start = scaled if start is None else start + scaled
-            if not static:
-                image = base.factor_product(rhs.rest)
-        if start is not None and not static:
-            start = tf.where(damping > 0, start, tf.zeros_like(start))
-        return start, image
-
-    def _regular(self, gram: tf.Tensor, cholesky: tf.Tensor) -> tf.Tensor:
-        """Whether surely no eigenvalue of `gram` is below `rcond` times the largest.
-
-        `||K||_F ||L^-1||_F^2` bounds the condition number of `K = L L^T` from above.
-        """
-        inverse = tf.linalg.triangular_solve(cholesky, tf.eye(tf.shape(gram)[0], dtype=gram.dtype))
-        return tf.norm(gram) * tf.reduce_sum(tf.square(inverse)) * self.rcond < 1.0
+    def conditions(self, numbers: tuple) -> list[Condition]:
+        return [Condition(numbers[-1], _MISMATCH, GramMismatchError)]
 
     def report(self, numbers: tuple) -> GramInfo:
-        return GramInfo(type(self).__name__, *numbers)
+        return GramInfo(type(self).__name__, *numbers[:-1])
+
+
+class _Metric(NamedTuple):
+    """`D^-1` for a damping `D` that is constant within each variable.
+
+    Attributes:
+        scales: `1 / D_v` by the id of the variable.
+        roots: `D^(-1/2)` as a vector `[n]`.
+    """
+
+    scales: dict[int, tf.Tensor]
+    roots: tf.Tensor
+
+    @classmethod
+    def of(cls, operator: Any, base: FactoredOperator) -> _Metric | None:
+        """That of a damped operator, or `None` where one number damps all variables alike."""
+        dampings = getattr(operator, "damping_by_variable", None)
+        if dampings is None:
+            return None
+        flat = base.flat_parameters
+        inverses = [1.0 / tf.cast(d, flat.dtype) for d in dampings]
+        scales = {id(v): s for v, s in zip(flat.variables, inverses, strict=True)}
+        roots = [tf.fill([size], tf.sqrt(s)) for size, s in zip(flat.sizes, inverses, strict=True)]
+        return cls(scales, tf.concat(roots, 0))
+
+
+def _start(damping: tf.Tensor, static: float | None, rhs: FactoredRhs, metric: _Metric | None) -> tf.Tensor | None:
+    """`d0 = shift + D^-1 rest`; zero without damping."""
+    start = rhs.shift
+    if rhs.rest is not None and static != 0.0:
+        scaled = tf.math.divide_no_nan(rhs.rest, damping)
+        scaled = scaled if metric is None else tf.square(metric.roots) * scaled
+        start = scaled if start is None else start + scaled
+    if start is not None and not static:
+        start = tf.where(damping > 0, start, tf.zeros_like(start))
+    return start
 
 
 def _gradient(base: FactoredOperator, rhs: FactoredRhs) -> tf.Tensor:
     return flat_rhs(base, rhs._replace(shift=None))
 
 
-def require_consistent(gram: tf.Tensor, x: tf.Tensor, image: tf.Tensor, value: tf.Tensor, rounding: float) -> None:
-    """Refuses coefficients for which `x^T K x` and `|A^T x|^2` are not the same but for rounding.
+def is_consistent(gram: tf.Tensor, x: tf.Tensor, image: tf.Tensor, value: tf.Tensor, rounding: float) -> tf.Tensor:
+    """Computes whether `x^T K x` and `|A^T x|^2` are the same but for rounding.
 
     Args:
         gram: `K` `[m, m]`.
@@ -250,8 +221,8 @@ def require_consistent(gram: tf.Tensor, x: tf.Tensor, image: tf.Tensor, value: t
         value: `A^T x` `[n]`.
         rounding: the spacing of the numbers above one, in the arithmetic that formed `K`.
 
-    Raises:
-        GramMismatchError: where they differ; in a graph as an assertion.
+    Returns:
+        A scalar boolean.
     """
     # `l2_loss` is half of the sum of squares, without a copy.
     difference = tf.abs(tf.reduce_sum(x * image) - 2.0 * tf.nn.l2_loss(value))
@@ -259,30 +230,7 @@ def require_consistent(gram: tf.Tensor, x: tf.Tensor, image: tf.Tensor, value: t
     norm = tf.maximum(tf.sqrt(2.0 * tf.nn.l2_loss(gram)), tf.reduce_max(tf.linalg.diag_part(gram)))
     allowed = _ROUNDINGS * rounding * 2.0 * tf.nn.l2_loss(x) * norm
     # What is not finite is found out elsewhere, under its own name.
-    consistent = (difference <= allowed) | ~tf.math.is_finite(difference - allowed)
-    _checks.require(consistent, _MISMATCH, GramMismatchError)
+    return (difference <= allowed) | ~tf.math.is_finite(difference - allowed)
 
 
-def _condition_number(matrix: tf.Tensor, cholesky: tf.Tensor) -> tf.Tensor:
-    """The condition number of a positive definite matrix, by a few steps of the power method for each end of it.
-
-    The estimate is from below, and close unless a start at random has next to no share in an extreme eigenvector.
-    """
-    start = tf.random.stateless_normal([tf.shape(matrix)[0], 1], (1, 2), dtype=matrix.dtype)
-
-    def largest(product: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        vector, norm = start / tf.norm(start), tf.ones([], matrix.dtype)
-        for _ in range(_POWER_STEPS):
-            image = product(vector)
-            norm = tf.norm(image)
-            vector = image / norm
-        return norm
-
-    return largest(lambda v: tf.linalg.matmul(matrix, v)) * largest(lambda v: tf.linalg.cholesky_solve(cholesky, v))
-
-
-def _share_left(part: tf.Tensor, whole: tf.Tensor) -> tf.Tensor:
-    return tf.maximum(tf.math.divide_no_nan(whole - part, whole), 0.0)
-
-
-__all__ = ["Gram", "GramInfo", "require_consistent"]
+__all__ = ["Gram", "GramInfo", "is_consistent"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad.operators import Damped
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
@@ -61,7 +61,7 @@ class SVDPseudoInverse(Algorithm):
         _, damping, _ = undamped(operator)
         dense = operator.to_dense()
         b = flat_rhs(operator, rhs)
-        finite = _checks.is_finite(dense)
+        finite = _conditions.is_finite(dense)
         singular, left, right = tf.linalg.svd(tf.where(finite, dense, tf.zeros_like(dense)))
         keep = (singular > self.rcond * singular[0]) | (operator.is_positive if isinstance(operator, Damped) else False)
         coordinates = tf.linalg.matvec(left, b, transpose_a=True)

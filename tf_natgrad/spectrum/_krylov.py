@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator
 from tf_natgrad.operators._base import product_of
@@ -71,7 +71,7 @@ class Krylov:
         """
         while self.steps < steps:
             before, wanted = self.steps, min(_BLOCK, steps - self.steps)
-            with _checks.as_value_error():
+            with _conditions.as_value_error():
                 block, following, done, coefficients, norms = self._extend(self._basis, self._next, tf.constant(wanted))
             done, coefficients, norms = int(done), coefficients.numpy(), norms.numpy()
             check_finite(coefficients[:done])
@@ -214,7 +214,7 @@ def check_finite(products: TensorLike) -> None:
     Raises:
         ValueError: if an entry is not finite.
     """
-    if not _checks.is_finite(tf.convert_to_tensor(products)):
+    if not _conditions.is_finite(tf.convert_to_tensor(products)):
         raise ValueError(
             _checks.message(
                 "operator",

@@ -9,7 +9,7 @@ import scipy.linalg
 import scipy.sparse.linalg
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _conditions
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredOperator
 from tf_natgrad.spectrum._krylov import check_finite, krylov_of, norm, size_of
@@ -118,7 +118,7 @@ def eigsh(
     start = generator.standard_normal(n) if v0 is None else v0
     start = _checks.as_tensor("v0", start, operator.dtype)
     _checks.check_rank_one("v0", start, n)
-    if not (_checks.is_finite(start) and tf.reduce_any(start != 0)):
+    if not (_conditions.is_finite(start) and tf.reduce_any(start != 0)):
         raise ValueError(_checks.message("v0", "zero, NaN or infinite values", "a finite vector other than zero"))
 
     method = _choose(operator, k, which) if method == "auto" else method

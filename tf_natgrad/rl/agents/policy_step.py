@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _conditions
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.distributions import Distribution
 from tf_natgrad.operators import Fisher
@@ -97,7 +97,7 @@ class PolicyStep:
             A `PolicyStepReport`.
         """
         dtype = self.policy.compute_dtype
-        with _checks.as_value_error():
+        with _conditions.as_value_error():
             report = self.compiled(np.asarray(observations, dtype), actions, np.asarray(advantages, dtype))
         return PolicyStepReport(*(value.numpy().item() for value in report))
 
@@ -110,7 +110,7 @@ class PolicyStep:
         radius = kl_radius(info.quadratic_form, tf.constant(self.target_kl, tf.float64))
         step = tf.cast(radius, flat.dtype) * direction
         # Without a gradient, or with numbers that are not finite, the step is zero and is rejected.
-        step = tf.where(tf.math.is_finite(radius) & _checks.is_finite(step), step, tf.zeros_like(step))
+        step = tf.where(tf.math.is_finite(radius) & _conditions.is_finite(step), step, tf.zeros_like(step))
         objective.slope = tf.tensordot(gradient, step, 1)
         start = flat.read()
         max_kl = None if self.max_kl is None else _not_above(self.max_kl, flat.dtype.as_numpy_dtype)

@@ -53,37 +53,6 @@ def test_rank_one():
         _checks.check_rank_one("v", tf.zeros([3, 1]), None)
 
 
-def test_require_raises_at_once_in_eager_mode():
-    _checks.require(tf.constant(True), "never")
-    with pytest.raises(ValueError, match=r"^no good$"):
-        _checks.require(tf.constant(False), "no good")
-
-
-def test_require_in_a_graph_is_a_value_error_at_the_border():
-    @tf.function
-    def guarded(x):
-        _checks.require(tf.reduce_all(x > 0), "`x`: received -1.")
-        return x
-
-    with _checks.as_value_error():
-        guarded(tf.constant([1.0]))
-    with pytest.raises(ValueError, match=r"^`x`: received -1\.$"), _checks.as_value_error():
-        guarded(tf.constant([-1.0]))
-
-
-def test_other_errors_pass_the_border_as_they_are():
-    with pytest.raises(tf.errors.InvalidArgumentError), _checks.as_value_error():
-        tf.debugging.assert_positive(tf.constant(-1.0), message="not ours")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_is_finite(bad):
-    good = tf.constant([1.0, 2.0])
-    assert _checks.is_finite(good, tf.constant([1, 2]))
-    assert not _checks.is_finite(good, tf.constant([1.0, bad]))
-    assert _checks.is_finite()
-
-
 def test_log_once(caplog, monkeypatch):
     monkeypatch.setattr(_checks, "_logged", set())
     with caplog.at_level(logging.WARNING, "tf_natgrad"):

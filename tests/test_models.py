@@ -493,15 +493,7 @@ def _all_frozen():
 
 # Model, options of `compile`, labels, the class of the error and what its message says.
 REFUSED = {
-    "two outputs": (_two_outputs, {}, [Y, Y], TypeError, "one output tensor. Concatenate the outputs"),
-    "list of losses": (_two_outputs, {"loss": [sparse(), sparse()]}, [Y, Y], ValueError, "Concatenate the outputs"),
-    "dict of losses": (
-        lambda: _two_outputs(named=True),
-        {"loss": {"a": sparse(), "b": sparse()}},
-        {"a": Y, "b": Y},
-        ValueError,
-        "Concatenate the outputs",
-    ),
+    "two outputs": (_two_outputs, {}, [Y, Y], TypeError, "one output tensor. For several outputs give one loss each"),
     "loss weights": (network, {"loss_weights": 2.0}, Y, ValueError, "Scale `damping` and `learning_rate`"),
     "unknown loss": (network, {"loss": "mae"}, ONE_HOT, ValueError, "write a `tf_natgrad.distributions.Distribution`"),
     "function as loss": (network, {"loss": lambda a, b: b}, ONE_HOT, ValueError, "write a `tf_natgrad.distrib"),

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import difference
+from oracle import difference
 from keras import layers, losses
 
 import tf_natgrad as ng

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tensorflow as tf
+
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import TensorLike
@@ -30,7 +32,7 @@ def penalised(
     if constants is None:
         penalty = PositivePenalty(penalty)
         _checks.log_once(_text(penalty.left_out))
-    is_zero = not hasattr(damping, "dtype") and not hasattr(damping, "assign") and damping == 0
+    is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
     if constants is not None and max(constants) == 0.0:
         return (fisher if is_zero else Damped(fisher, damping, conditions)), None
     # Where a constant joins the damping the matrix is positive definite also without any.

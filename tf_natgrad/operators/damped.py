@@ -42,6 +42,8 @@ class Damped(CurvatureOperator):
         TypeError: if `base` is not a curvature operator, or `damping` not a number.
     """
 
+    damping_by_variable: list[tf.Tensor] | None = None
+
     def __init__(self, base: CurvatureOperator, damping: TensorLike, conditions: list[Condition] | None = None):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
@@ -56,7 +58,6 @@ class Damped(CurvatureOperator):
         self.damping = tf.cast(tf.convert_to_tensor(damping), self.dtype) if known else tf.constant(damping, self.dtype)
         static = tf.get_static_value(self.damping)
         self.static_damping = None if static is None else float(static)
-        self.damping_by_variable: list[tf.Tensor] | None = None
         constants = _constants(base)
         if constants is not None and (self.static_damping != 0.0 or min(constants) > 0.0):
             self._base = _keras.Untracked(base.factored)
@@ -107,7 +108,8 @@ class Damped(CurvatureOperator):
         """What is added to the diagonal: a scalar, or `[n]`."""
         if self.damping_by_variable is None:
             return self.damping
-        return tf.repeat(tf.stack(self.damping_by_variable), self._flat.sizes)
+        # Not `tf.repeat`: XLA does not know its shape.
+        return tf.concat([tf.fill([n], d) for n, d in zip(self._flat.sizes, self.damping_by_variable, strict=True)], 0)
 
 
 def _constants(base: CurvatureOperator) -> list[float] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
@@ -108,7 +109,7 @@ class Penalty(CurvatureOperator):
 
     def _spread(self, constants: list[float]) -> tf.Tensor:
         """One number per variable -> `[n]`."""
-        return tf.repeat(tf.constant(constants, self.dtype), self._flat.sizes)
+        return tf.constant(np.repeat(constants, self._flat.sizes), self.dtype)
 
 
 class PositivePenalty(CurvatureOperator):

@@ -11,7 +11,7 @@ from test_gram import VARIANTS, _variant
 from tf_natgrad.gram import Rule, WeightGradientRule, fallback, registry
 from tf_natgrad.gram.fallback import FallbackRule
 from tf_natgrad.operators import Damped, FactoredRhs, Fisher
-from tf_natgrad.operators._model import FactoredModelOperator
+from tf_natgrad.operators._factored_model import FactoredModelOperator
 from tf_natgrad.solvers import Gram
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -30,7 +30,7 @@ def _scales(fisher, seed=3):
 def _assert_scaled(fisher, factor=None):
     factor = fisher.factor().numpy() if factor is None else factor
     by_id, per_entry = _scales(fisher)
-    gram = fisher.compiled("scaled", lambda: fisher._gram(by_id))()
+    gram = fisher.compiled("scaled", lambda: fisher.gram_matrix(by_id))()
     assert difference(gram, (factor * per_entry) @ factor.T) < TOLERANCE
 
 
@@ -93,7 +93,7 @@ def test_a_rule_without_scales_serves_where_none_are_asked_for(rule, message, mo
     fisher = problem.make_fisher()
     assert difference(fisher.gram(), problem.factor @ problem.factor.T) < TOLERANCE
     with pytest.raises(ValueError, match=message):
-        fisher._gram(_scales(fisher)[0])
+        fisher.gram_matrix(_scales(fisher)[0])
 
 
 def test_a_missing_scale_is_named():
@@ -101,7 +101,7 @@ def test_a_missing_scale_is_named():
     by_id, _ = _scales(fisher)
     by_id.pop(id(fisher.flat_parameters.variables[1]))
     with pytest.raises(ValueError, match=r"scales.*bias"):
-        fisher._gram(by_id)
+        fisher.gram_matrix(by_id)
 
 
 # Damping that differs by variable.
@@ -187,14 +187,14 @@ def test_damping_below_rounding_takes_more_digits(monkeypatch):
 
 def test_a_rest_is_mapped_once_where_there_is_damping(monkeypatch, rng):
     problem, count = cases.shared("mlp"), []
-    fisher, product = problem.make_fisher(), FactoredModelOperator._factor_product
+    fisher, product = problem.make_fisher(), FactoredModelOperator.factor_product
     rest = rng.normal(size=problem.size)
 
     def counted(self, vector):
         image = product(self, vector)
         return tf.ensure_shape(tf.py_function(lambda t: count.append(1) or t, [image], image.dtype), image.shape)
 
-    monkeypatch.setattr(FactoredModelOperator, "_factor_product", counted)
+    monkeypatch.setattr(FactoredModelOperator, "factor_product", counted)
 
     @tf.function(autograph=False)
     def solve(damping):

@@ -24,6 +24,9 @@ X = RNG.normal(size=(N, 4))
 Y = {"cls": RNG.integers(0, 3, N), "reg": RNG.normal(size=(N, 2)), "seq": RNG.integers(0, 2, (N, T, 2)).astype(float)}
 WEIGHTS = {"cls": 1.0, "reg": 0.3, "seq": 2.0}
 SAMPLE_WEIGHT = np.array([1.0, 0.0, 2.0, 0.5, 1.0, 3.0, 1.0])
+# As Keras takes them for outputs in a list: in a list, one array for each, which broadcasts.
+OF_EACH = [SAMPLE_WEIGHT, SAMPLE_WEIGHT[::-1].copy(), SAMPLE_WEIGHT[:, None]]
+LABELS = [Y[name] for name in WEIGHTS]
 
 
 def _losses(reduction="sum_over_batch_size"):
@@ -85,12 +88,12 @@ def test_fisher_is_the_weighted_sum_of_the_outputs(three, reduction, sample_weig
 
 def test_loss_gradient_and_hessian_are_those_of_keras(three):
     three.compile("sgd", loss=_losses(), loss_weights=WEIGHTS)
-    data = (X, Y, SAMPLE_WEIGHT)
+    data = (X, LABELS, OF_EACH)
     fisher = Fisher(three, joint_likelihood(_losses(), WEIGHTS), data)
     variables = three.trainable_variables
 
     def loss():
-        return three.compute_loss(x=X, y=Y, y_pred=three(tf.constant(X)), sample_weight=SAMPLE_WEIGHT)
+        return three.compute_loss(x=X, y=LABELS, y_pred=three(tf.constant(X)), sample_weight=OF_EACH)
 
     with tf.GradientTape() as tape:
         value = loss()
@@ -163,7 +166,7 @@ def test_names_order_and_missing_losses(three):
 
 def test_it_trains_with_the_defaults_and_a_smaller_last_batch(three):
     three.compile(ng.NaturalGradient(), loss=_losses(), loss_weights=WEIGHTS)
-    shown = three.fit(X, Y, batch_size=3, epochs=8, verbose=0, sample_weight=SAMPLE_WEIGHT).history["loss"]
+    shown = three.fit(X, LABELS, batch_size=3, epochs=8, verbose=0, sample_weight=OF_EACH).history["loss"]
     assert shown[-1] < 0.9 * shown[0]
 
 

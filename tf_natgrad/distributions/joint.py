@@ -48,8 +48,8 @@ class JointPd(Distribution):
     """
 
     def __init__(self, parts: Sequence[tuple[Distribution, tf.Tensor]], parameters: tf.Tensor | None = None):
-        self._parts = [_Part(*part) for part in parts]
-        for part in self._parts:
+        self._given = [_Part(*part) for part in parts]
+        for part in self._given:
             if part.positions is None:
                 raise ValueError(
                     _checks.message(
@@ -60,13 +60,16 @@ class JointPd(Distribution):
                     )
                 )
         if parameters is None:
-            dtype = max((p.pd.parameters.dtype for p in self._parts), key=lambda dtype: dtype.size)
-            parameters = tf.concat([_per_example(tf.cast(p.pd.parameters, dtype)) for p in self._parts], -1)
+            dtype = max((p.pd.parameters.dtype for p in self._given), key=lambda dtype: dtype.size)
+            parameters = tf.concat([_per_example(tf.cast(p.pd.parameters, dtype)) for p in self._given], -1)
         super().__init__(parameters)
-        # What is differentiated is `parameters`: the parts are to be made of them.
-        own = self._split(self.parameters, [p.pd.parameters.shape[1:] for p in self._parts])
-        self._parts = [
-            _Part(p.pd.with_parameters(z), tf.cast(p.weights, z.dtype)) for p, z in zip(self._parts, own, strict=True)
+
+    @property
+    def _parts(self) -> list[_Part]:
+        """The parts as functions of `parameters`, made anew for whoever differentiates by them now."""
+        own = self._split(self.parameters, [p.pd.parameters.shape[1:] for p in self._given])
+        return [
+            _Part(p.pd.with_parameters(z), tf.cast(p.weights, z.dtype)) for p, z in zip(self._given, own, strict=True)
         ]
 
     @property
@@ -76,10 +79,10 @@ class JointPd(Distribution):
 
     @property
     def fisher_rank(self) -> int:
-        return sum(part.rank for part in self._parts)
+        return sum(part.rank for part in self._given)
 
     def with_parameters(self, parameters: tf.Tensor) -> JointPd:
-        return JointPd(self._parts, parameters)
+        return JointPd(self._given, parameters)
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
         """`sum_k w_k log p_k`, `[N]`, of labels as `pack` has them."""

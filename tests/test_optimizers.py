@@ -220,7 +220,7 @@ BAD = [
     ({"damping": "much"}, TypeError, "`damping`"),
     ({"learning_rate": float("nan")}, ValueError, "`learning_rate`"),
     ({"learning_rate": -0.1}, ValueError, "`learning_rate`"),
-    ({"solver": "lu"}, ValueError, "one of 'auto', 'cg', 'gram', 'svd'"),
+    ({"solver": "lu"}, ValueError, "one of 'auto', 'cg', 'cholesky', 'gram', 'svd'"),
     ({"solver": 3}, TypeError, "`solver`"),
     ({"on_nonfinite": "ignore"}, ValueError, "one of 'raise', 'skip'"),
     ({"gradient_accumulation_steps": 4}, ValueError, "use a larger batch"),

@@ -62,7 +62,7 @@ def natural_gradient(
         y: its labels, as the loss takes them.
         sample_weight: non-negative weights of the examples, or `None`.
         damping: a number >= 0, added to the diagonal of the Fisher; 0 gives the pseudo-inverse.
-        solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`.
+        solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`.
         training: the mode in which the model is called, once. With `True`, as in `fit`, BatchNorm statistics move.
 
     Returns:

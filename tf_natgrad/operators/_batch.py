@@ -17,6 +17,7 @@ from tf_natgrad.distributions import Distribution, Likelihood
 from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
 from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
+from tf_natgrad.operators._inputs import as_inputs, check_fits, check_inputs, unpack
 from tf_natgrad.parameters import FlatParameters
 
 # Roundings by which the outputs of two passes that are the same may differ.
@@ -284,102 +285,6 @@ def _is_close(a: tf.Tensor, b: tf.Tensor, tolerance: float) -> tf.Tensor:
     """Whether two tensors differ by rounding; what is not finite in one must be the same in the other."""
     allowed = tolerance * (1.0 + tf.reduce_max(tf.where(tf.math.is_finite(b), tf.abs(b), tf.zeros_like(b))))
     return tf.reduce_all((tf.abs(a - b) <= allowed) | tf.equal(a, b) | (tf.math.is_nan(a) & tf.math.is_nan(b)))
-
-
-def check_inputs(x: Any) -> None:
-    """Refuses an empty batch, or inputs that are not finite.
-
-    Args:
-        x: a tensor or a structure of tensors, examples first.
-
-    Raises:
-        ValueError: naming `x`.
-    """
-    tensors = [tf.convert_to_tensor(t) for t in tf.nest.flatten(x)]
-    if not tensors:
-        raise ValueError(_checks.message("x", "nothing", "a batch of shape [N, ...]"))
-    for tensor in tensors:
-        if tensor.shape.rank == 0:
-            raise ValueError(_checks.message("x", "a scalar", "a batch of shape [N, ...]"))
-        size = tensor.shape[0]
-        _checks.require(
-            tf.shape(tensor)[0] > 0 if size is None else tf.constant(size > 0),
-            _checks.message("x", "an empty batch", "at least one example", "Drop empty batches from the data set."),
-        )
-    _checks.require_finite("x", "finite inputs", *tensors)
-
-
-def unpack(data: Any) -> tuple[Any, Any, Any]:
-    """`(x, y, sample_weight)` of what a user or a data set gives, with `None` for what is missing.
-
-    Args:
-        data: inputs, or a tuple `(x, y)` or `(x, y, sample_weight)`.
-
-    Returns:
-        Tensors.
-    """
-    # Keras would take a list of two inputs for `(x, y)`.
-    data = data if isinstance(data, tuple) else (data,)
-    if not 1 <= len(data) <= 3:
-        raise ValueError(_checks.message("data", f"a tuple of {len(data)}", "`x`, `(x, y)` or `(x, y, sample_weight)`"))
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if sample_weight is not None:
-        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
-    return as_inputs(x), None if y is None else _checks.as_tensor("y", y), sample_weight
-
-
-def as_inputs(x: Any) -> Any:
-    """A model's inputs as tensors. Words are inputs too: a model may begin with a layer that reads them.
-
-    Args:
-        x: arrays, or a structure of them.
-
-    Returns:
-        Tensors in the same structure.
-
-    Raises:
-        TypeError: if one cannot be a tensor.
-    """
-
-    def converted(value: Any) -> tf.Tensor:
-        try:
-            return tf.convert_to_tensor(value)
-        except (TypeError, ValueError, tf.errors.OpError):
-            raise TypeError(_checks.message("x", _checks.described(value), "an array [N, ...]")) from None
-
-    return tf.nest.map_structure(converted, x)
-
-
-def check_fits(model: ModelLike, x: Any) -> None:
-    """Refuses inputs that are not of the shape that a Functional or Sequential model was made for.
-
-    Args:
-        model: a Keras model.
-        x: tensors or their specifications, examples first.
-
-    Raises:
-        ValueError: if a shape does not fit.
-        TypeError: if words or complex numbers come where real numbers are expected.
-    """
-    inputs, given = getattr(model, "inputs", None), tf.nest.flatten(x)
-    if not inputs or len(inputs) != 1 or len(given) != 1:
-        # Of several inputs Keras knows which is whose.
-        return
-    (tensor,), wanted = given, inputs[0]
-    real = tensor.dtype.is_floating or tensor.dtype.is_integer or tensor.dtype.is_bool
-    if not real and wanted.dtype not in (tensor.dtype.name, "string"):
-        raise TypeError(_checks.message("x", f"inputs of dtype {tensor.dtype.name}", f"inputs of dtype {wanted.dtype}"))
-    if getattr(wanted, "sparse", False) or getattr(wanted, "ragged", False) or not tensor.shape.rank:
-        return
-    axes = list(wanted.shape[1:])
-    # Keras adds or takes away a last axis of one.
-    allowed = [axes, [*axes, 1], *([axes[:-1]] if axes[-1:] == [1] else [])]
-    if not any(tensor.shape[1:].is_compatible_with(one) for one in allowed):
-        raise ValueError(
-            _checks.message(
-                "x", f"inputs of shape {tensor.shape}", f"shape {wanted.shape}, which the model was made for"
-            )
-        )
 
 
 __all__ = ["Batch", "as_inputs", "check_fits", "check_inputs", "run_batch", "unpack"]

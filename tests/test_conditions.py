@@ -37,7 +37,7 @@ def test_a_graph_gives_the_class_of_the_error_and_its_text():
         return Checked(x, [condition]).judged()
 
     assert guarded(tf.constant(1.0)) == 1.0
-    with pytest.raises(errors.GramMismatchError, match='^`x`: it\'s "negative".$'), _conditions.as_value_error():
+    with pytest.raises(errors.GramMismatchError, match=r'^`x`: it\'s "negative".$'), _conditions.as_value_error():
         guarded(tf.constant(-1.0))
 
 

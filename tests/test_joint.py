@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from oracle import difference
 from keras import layers, losses
+from oracle import difference
 
 import tf_natgrad as ng
 from tf_natgrad.distributions import (

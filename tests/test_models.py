@@ -145,7 +145,10 @@ def test_a_step_is_the_dense_natural_gradient(mode, solver, double):
     weight = np.linspace(0.0, 2.0, 12)
     solver = cg(1e-12) if solver == "cg" else solver
     model = compiled(network(_penalised), training.plain(0.5, damping=0.02, solver=solver), mode=mode)
-    expected = -0.5 * training.dense_direction(model, x, y, 0.02, sample_weight=weight)
+    # The curvature of the penalties, whose numbers Keras takes through float32.
+    first, second = (2.0 * float(np.float32(c)) for c in (0.01, 0.02))
+    damping = 0.02 + np.repeat([first, 0.0, second, first], [20, 5, 15, 3])
+    expected = -0.5 * training.dense_direction(model, x, y, damping, sample_weight=weight)
     actual = training.changes(model, lambda: fit(model, x, y, sample_weight=weight, batch_size=12))
     assert oracle.difference(training.flat(actual), expected) < 1e-8
 

@@ -833,7 +833,9 @@ def test_configuration_of_the_progress_rule():
 
 
 def test_get_refuses_what_it_does_not_know():
-    with pytest.raises(ValueError, match=r"`solver`: received 'lu'; expected one of 'auto', 'cg', 'gram', 'svd'"):
+    with pytest.raises(
+        ValueError, match=r"`solver`: received 'lu'; expected one of 'auto', 'cg', 'cholesky', 'gram', 'svd'"
+    ):
         get("lu")
     with pytest.raises(TypeError, match=r"`solver`.*a solver of `tf_natgrad.solvers` or its name"):
         get(3)

@@ -3,12 +3,10 @@
 import keras
 import numpy as np
 import oracle
-import pytest
 import tensorflow as tf
 from keras import layers
 
 import tf_natgrad as ng
-from tf_natgrad.operators import damped
 
 MODES = ("eager", "graph", "xla")
 # XLA takes only solvers without SVD and eigh.
@@ -16,7 +14,6 @@ RUNS = [("eager", "auto"), ("graph", "auto"), ("eager", "cg"), ("graph", "cg"), 
 
 
 # Penalties join the damping of the Gram form where its rules take a scale for each variable.
-BY_VARIABLE = pytest.mark.skipif(not damped._GRAM_TAKES_SCALES, reason="the Gram form damps all variables alike")
 
 
 def sparse():

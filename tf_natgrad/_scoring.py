@@ -17,8 +17,9 @@ from tf_natgrad.distributions import likelihood_of
 from tf_natgrad.gram import LayerCall, rule_for
 from tf_natgrad.gram.dense import DenseRule
 from tf_natgrad.operators import CurvatureOperator, Fisher, Penalty
-from tf_natgrad.operators._batch import Batch, unpack
+from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
+from tf_natgrad.operators._inputs import unpack
 from tf_natgrad.solvers import ConjugateGradient, Solver
 
 # Parameters up to which "auto" forms the matrix: for one Dense layer with so many units at most, and for others.

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.operators._batch import unpack
+from tf_natgrad.operators._inputs import unpack
 
 # Examples of arrays that are taken at once.
 _CHUNK = 2048

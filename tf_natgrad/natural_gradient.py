@@ -18,7 +18,7 @@ from tf_natgrad._planning import needs_plan, plan_solver, shapes_of, without_gra
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.errors import GramMismatchError
-from tf_natgrad.operators._batch import as_inputs
+from tf_natgrad.operators._inputs import as_inputs
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
 from tf_natgrad.step import restore
@@ -62,7 +62,7 @@ def natural_gradient(
         y: its labels, as the loss takes them.
         sample_weight: non-negative weights of the examples, or `None`.
         damping: a number >= 0, added to the diagonal of the Fisher; 0 gives the pseudo-inverse.
-        solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`.
+        solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`.
         training: the mode in which the model is called, once. With `True`, as in `fit`, BatchNorm statistics move.
 
     Returns:

@@ -15,7 +15,8 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, JointLikelihood, Likelihood, likelihood_of
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
-from tf_natgrad.operators._batch import Batch, check_fits, run_batch, unpack
+from tf_natgrad.operators._batch import Batch, run_batch
+from tf_natgrad.operators._inputs import check_fits, unpack
 from tf_natgrad.operators.sources import DataSet, MicroBatches, OneBatch, Source
 from tf_natgrad.parameters import FlatParameters
 

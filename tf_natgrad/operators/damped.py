@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad._conditions import Condition, note
 from tf_natgrad._typing import TensorLike
-from tf_natgrad.gram import Record
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators.penalty import Penalty
 from tf_natgrad.operators.sum import Sum
-
-_GRAM_TAKES_SCALES = "scales" in inspect.signature(Record.gram).parameters
 
 
 class Damped(CurvatureOperator):
@@ -114,7 +109,7 @@ class Damped(CurvatureOperator):
 
 def _constants(base: CurvatureOperator) -> list[float] | None:
     """The constants of the penalties in a sum, one per variable, if the rest of it is one factored matrix."""
-    if not _GRAM_TAKES_SCALES or not isinstance(base, Sum) or base.factored is None:
+    if not isinstance(base, Sum) or base.factored is None:
         return None
     others = [part for part in base.parts if part is not base.factored]
     found = [p.diagonal_by_variable() if isinstance(p, Penalty) else None for p in others]

@@ -2,168 +2,17 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition, note, require
 from tf_natgrad._progress import progress_bar
-from tf_natgrad.operators._batch import Batch, input_conditions, unpack
-
-
-class Source(abc.ABC):
-    """The examples of a matrix: what the sum over them is, whether they are at hand at once or come in parts."""
-
-    @property
-    @abc.abstractmethod
-    def batch(self) -> Batch | None:
-        """The single batch, recorded once; `None` where the model is called anew for each sum."""
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether eager sums report on their progress, and are therefore not compiled as a whole."""
-        return False
-
-    @property
-    @abc.abstractmethod
-    def gram_refusal(self) -> str | None:
-        """Why there is no Gram matrix of these examples, or `None`."""
-
-    @abc.abstractmethod
-    def sum(
-        self,
-        name: str,
-        function: Callable[..., tf.Tensor],
-        like: tf.Tensor,
-        *operands: tf.Tensor,
-        record_calls: bool = False,
-    ) -> tf.Tensor:
-        """The sum of `function(batch, *operands)` over the examples, eagerly or as graph code.
-
-        Args:
-            name: tells this function from others of the same operator.
-            function: of a `Batch` and the operands.
-            like: a tensor of the shape and dtype of the result.
-            *operands: tensors that are the same for all examples.
-            record_calls: whether `function` looks at the recorded calls of the layers.
-
-        Returns:
-            A tensor like `like`.
-
-        Raises:
-            ValueError: if a batch does not fit, or a data set ends earlier or later than it did at first.
-        """
-
-    @abc.abstractmethod
-    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        """`function`, of which a `sum` is part, for each row; as graph code.
-
-        Args:
-            function: of one row, to a tensor like it.
-            rows: `[k, ...]`.
-
-        Returns:
-            What `function` returned, stacked.
-        """
-
-    @abc.abstractmethod
-    def prepare(self) -> None:
-        """Does once, outside of any loop, what the products with a Jacobian share."""
-
-
-class OneBatch(Source):
-    """One batch after its forward pass: a sum over it is a call.
-
-    Args:
-        batch: the batch.
-    """
-
-    def __init__(self, batch: Batch):
-        self._batch = batch
-
-    @property
-    def batch(self) -> Batch:
-        return self._batch
-
-    @property
-    def gram_refusal(self) -> str | None:
-        return self._batch.gram_refusal()
-
-    def sum(
-        self,
-        name: str,
-        function: Callable[..., tf.Tensor],
-        like: tf.Tensor,
-        *operands: tf.Tensor,
-        record_calls: bool = False,
-    ) -> tf.Tensor:
-        del name, like, record_calls
-        return function(self._batch, *operands)
-
-    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        return self._batch.linearization.map_products(function, rows)
-
-    def prepare(self) -> None:
-        self._batch.linearization.prepare_jvp()
-
-
-class InParts(Source):
-    """Several batches, one after the other: the model is called on each of them for each sum."""
-
-    def __init__(self):
-        self._run: Callable[..., Batch] | None = None
-        self._compiled: Callable | None = None
-
-    def bind(self, run: Callable[..., Batch], compiled: Callable) -> None:
-        """Says how a part becomes a `Batch`, and how eager code makes a graph of what is done with it.
-
-        Args:
-            run: of `(x, y, sample_weight, index, record_calls)`.
-            compiled: of a key and a function, to a function.
-        """
-        self._run, self._compiled = run, compiled
-
-    @property
-    def batch(self) -> None:
-        return None
-
-    @property
-    def gram_refusal(self) -> str:
-        return "The Gram matrix of a data set of many batches is not formed. Use `solver=ConjugateGradient()`."
-
-    def sum(
-        self,
-        name: str,
-        function: Callable[..., tf.Tensor],
-        like: tf.Tensor,
-        *operands: tf.Tensor,
-        record_calls: bool = False,
-    ) -> tf.Tensor:
-        def of_part(x, y, sample_weight, index, *operands):
-            batch = self._run(x, y, sample_weight, index, record_calls)
-            _refuse_mask(batch)
-            return function(batch, *operands), tf.size(batch.weights)
-
-        return self._sum(of_part, tf.zeros_like(like), operands, lambda term: self._compiled(("batch", name), term))
-
-    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(function, rows, parallel_iterations=1)
-
-    def prepare(self) -> None:
-        """Nothing: no pass outlives a sum."""
-
-    @abc.abstractmethod
-    def _sum(
-        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
-    ) -> tf.Tensor:
-        """`sum_b share_b function(x_b, y_b, sample_weight_b, b, *operands)`, eagerly or as graph code.
-
-        `function` returns a tensor like `initial`, and the number of positions.
-        """
+from tf_natgrad.operators._inputs import input_conditions, unpack
+from tf_natgrad.operators._source import InParts, OneBatch, Source
 
 
 class DataSet(InParts):
@@ -354,18 +203,6 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: 
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
         examples = tf.reduce_sum(tf.cast(sample_weight, dtype))
     return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
-
-
-def _refuse_mask(batch: Batch) -> None:
-    if _keras.mask_of(batch.outputs) is not None and batch.likelihood.reduction != "sum":
-        raise ValueError(
-            _checks.message(
-                "data",
-                "a data set for a model whose outputs are masked",
-                "one batch, or a loss with reduction='sum'",
-                "The mean over the unmasked positions of all batches is not a mean of the batches' means.",
-            )
-        )
 
 
 __all__ = ["DataSet", "InParts", "MicroBatches", "OneBatch", "Source"]

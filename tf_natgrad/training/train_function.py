@@ -13,7 +13,7 @@ from tf_natgrad import _checks
 from tf_natgrad._conditions import as_value_error
 from tf_natgrad._planning import needs_plan, shapes_of, without_gram
 from tf_natgrad.errors import GramMismatchError
-from tf_natgrad.operators._batch import check_fits
+from tf_natgrad.operators._inputs import check_fits
 from tf_natgrad.solvers import Auto, Planned
 from tf_natgrad.training.step import NOT_FINITE
 

@@ -12,9 +12,9 @@ from keras import layers, regularizers
 from oracle import difference
 
 import tf_natgrad as ng
-from tf_natgrad._direction import batch_direction
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import ConjugateGradient, get
+from tf_natgrad.training.direction import batch_direction
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from oracle import difference
 
-from tf_natgrad._factorised import factorised
+from tf_natgrad.training._factorised import factorised
 
 SPANS = (0, 3, 6, 8)
 

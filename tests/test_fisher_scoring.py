@@ -14,11 +14,11 @@ import training
 from oracle import difference
 
 import tf_natgrad as ng
-from tf_natgrad._scoring import Fit
-from tf_natgrad._whole_data import as_dataset
 from tf_natgrad.data import load_images
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.step import LineSearch
+from tf_natgrad.steps import LineSearch
+from tf_natgrad.training._scoring import Fit
+from tf_natgrad.training._whole_data import as_dataset
 
 pytestmark = pytest.mark.usefixtures("float64")
 

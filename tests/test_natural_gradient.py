@@ -138,7 +138,7 @@ def test_what_a_function_closes_over_tells_it_from_others():
 
 def test_what_is_kept_of_a_model_is_bounded(monkeypatch, caplog):
     problem = cases.fresh("softmax_regression")
-    monkeypatch.setattr(sys.modules["tf_natgrad.natural_gradient"], "_KEPT", 3)
+    monkeypatch.setattr(sys.modules["tf_natgrad.training.natural_gradient"], "_KEPT", 3)
     for rtol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-5):
         _direction(problem, solver=ng.solvers.ConjugateGradient(rtol=rtol))
     kept = problem.model._tf_natgrad_directions

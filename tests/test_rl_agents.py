@@ -24,7 +24,7 @@ from tf_natgrad.rl.agents.critic import Critic
 from tf_natgrad.rl.agents.learner import Learner
 from tf_natgrad.rl.agents.log import CsvLog, Record
 from tf_natgrad.rl.agents.settings import TRUST_REGION, WHOLE_STEPS
-from tf_natgrad.step import LineSearch
+from tf_natgrad.steps import LineSearch
 
 SMALL = {"n_steps": 32, "n_envs": 2, "batch_size": 16, "n_critic_updates": 2}
 UPDATE = 64

@@ -11,7 +11,7 @@ from tf_natgrad.operators import Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.rl.agents.policy_step import PolicyStep, _not_above
 from tf_natgrad.solvers import ConjugateGradient
-from tf_natgrad.step import LineSearch
+from tf_natgrad.steps import LineSearch
 
 INPUTS, EXAMPLES, DAMPING, TARGET = 3, 40, 0.05, 0.01
 

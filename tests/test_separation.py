@@ -12,10 +12,10 @@ import training
 
 import tf_natgrad as ng
 from tf_natgrad import _checks
-from tf_natgrad._factorised import factorised
-from tf_natgrad._scoring import Fit
-from tf_natgrad._separation import no_finite_fit
-from tf_natgrad._whole_data import as_dataset
+from tf_natgrad.training._factorised import factorised
+from tf_natgrad.training._scoring import Fit
+from tf_natgrad.training._separation import no_finite_fit
+from tf_natgrad.training._whole_data import as_dataset
 
 SOFTMAX = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ONE_HOT = keras.losses.CategoricalCrossentropy(from_logits=True)

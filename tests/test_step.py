@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from training import MODES
 
-from tf_natgrad.step import LevenbergMarquardt, LineSearch, StepReport, kl_radius, take
+from tf_natgrad.steps import LevenbergMarquardt, LineSearch, StepReport, kl_radius, take
 
 
 class Quadratic:

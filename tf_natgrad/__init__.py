@@ -1,14 +1,15 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
-from tf_natgrad import callbacks, distributions, operators, parameters, rl, solvers, spectrum
-from tf_natgrad.fisher_scoring import fisher_scoring
-from tf_natgrad.natural_gradient import natural_gradient
+from tf_natgrad import distributions, operators, parameters, rl, solvers, spectrum
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training import (
     NaturalGradient,
     NaturalGradientMixin,
     NaturalGradientModel,
     NaturalGradientSequential,
+    callbacks,
+    fisher_scoring,
+    natural_gradient,
     natural_gradient_model,
 )
 

@@ -1,11 +1,14 @@
 """Training by natural gradient in Keras: the optimizer, the models, and the step that they take."""
 
+from tf_natgrad.training import callbacks
+from tf_natgrad.training.fisher_scoring import fisher_scoring
 from tf_natgrad.training.models import (
     NaturalGradientMixin,
     NaturalGradientModel,
     NaturalGradientSequential,
     natural_gradient_model,
 )
+from tf_natgrad.training.natural_gradient import natural_gradient
 from tf_natgrad.training.optimizer import NaturalGradient
 
 __all__ = [
@@ -13,5 +16,8 @@ __all__ = [
     "NaturalGradientMixin",
     "NaturalGradientModel",
     "NaturalGradientSequential",
+    "callbacks",
+    "fisher_scoring",
+    "natural_gradient",
     "natural_gradient_model",
 ]

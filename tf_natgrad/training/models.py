@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad._conditions import judge
-from tf_natgrad._planning import plan_solver
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.solvers import Solver
 from tf_natgrad.training.objective import likelihood_of_model
 from tf_natgrad.training.optimizer import NaturalGradient
+from tf_natgrad.training.planning import plan_solver
 from tf_natgrad.training.step import Beside, Data, Plan, Verdict, judge_step, logs_of, plan_step, refusals_of, update
 from tf_natgrad.training.train_function import TrainFunction
 

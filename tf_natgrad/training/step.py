@@ -15,12 +15,12 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._conditions import Condition
-from tf_natgrad._direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.distributions import Likelihood
 from tf_natgrad.linearize import call_model
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver
 from tf_natgrad.steps import StepReport, Trial, accept, kl_radius, restore
+from tf_natgrad.training.direction import BatchDirection, batch_direction, penalty_gradient
 from tf_natgrad.training.optimizer import NaturalGradient, apply_beside
 
 NOT_FINITE = (

@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._conditions import as_value_error
-from tf_natgrad._planning import needs_plan, shapes_of, without_gram
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.operators._inputs import check_fits
 from tf_natgrad.solvers import Auto, Planned
+from tf_natgrad.training.planning import needs_plan, shapes_of, without_gram
 from tf_natgrad.training.step import NOT_FINITE
 
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.

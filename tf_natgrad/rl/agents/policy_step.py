@@ -14,7 +14,7 @@ from tf_natgrad.operators import Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.rl.policies import Policy
 from tf_natgrad.solvers import ConjugateGradient
-from tf_natgrad.step import LineSearch, kl_radius
+from tf_natgrad.steps import LineSearch, kl_radius
 
 
 class PolicyStepReport(NamedTuple):

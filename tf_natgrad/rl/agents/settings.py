@@ -10,7 +10,7 @@ from typing import Any
 from tf_natgrad import _checks
 from tf_natgrad.rl.advantages import check_gae_lambda
 from tf_natgrad.rl.episodes import check_gamma
-from tf_natgrad.step import LineSearch
+from tf_natgrad.steps import LineSearch
 
 _CHECK = "check"
 

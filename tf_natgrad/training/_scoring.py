@@ -10,8 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _conditions
-from tf_natgrad._direction import refuse_activity_losses
-from tf_natgrad._factorised import Step, factorised
 from tf_natgrad._typing import LossLike
 from tf_natgrad.distributions import likelihood_of
 from tf_natgrad.gram import LayerCall, rule_for
@@ -21,6 +19,8 @@ from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
 from tf_natgrad.operators._inputs import unpack
 from tf_natgrad.solvers import ConjugateGradient, Solver
+from tf_natgrad.training._factorised import Step, factorised
+from tf_natgrad.training.direction import refuse_activity_losses
 
 # Parameters up to which "auto" forms the matrix: for one Dense layer with so many units at most, and for others.
 # On softmax regression with n = 1,970 and a penalty of 1e-5 products alone took 0.4 of the processor time.

@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions
 from tf_natgrad._progress import progress_bar
-from tf_natgrad._scoring import Along, Fit, step_solver
-from tf_natgrad._separation import no_finite_fit
 from tf_natgrad._typing import LossLike, TensorLike
-from tf_natgrad._whole_data import as_dataset
 from tf_natgrad.solvers import Solver
-from tf_natgrad.step import LineSearch
+from tf_natgrad.steps import LineSearch
+from tf_natgrad.training._scoring import Along, Fit, step_solver
+from tf_natgrad.training._separation import no_finite_fit
+from tf_natgrad.training._whole_data import as_dataset
 
 _LOGGER = logging.getLogger("tf_natgrad")
 

@@ -13,15 +13,15 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions, _keras
-from tf_natgrad._direction import batch_direction
-from tf_natgrad._planning import needs_plan, plan_solver, shapes_of, without_gram
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.operators._inputs import as_inputs
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
-from tf_natgrad.step import restore
+from tf_natgrad.steps import restore
+from tf_natgrad.training.direction import batch_direction
+from tf_natgrad.training.planning import needs_plan, plan_solver, shapes_of, without_gram
 
 # Compiled functions, and choices of a solver, that are kept for one model.
 _KEPT = 32

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad._factorised import Step
 from tf_natgrad.operators import Fisher
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.parameters import FlatParameters
+from tf_natgrad.training._factorised import Step
 
 # How far to look, in Newton steps, and what an example may lose on the way, in nats.
 _AHEAD, _TOLERANCE = 16.0, 1e-3

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import keras
 import tensorflow as tf
 
-# Versions with which tests/test_keras.py was run.
+# Versions with which tests/house/test_keras.py was run.
 CHECKED = {"keras": ("3.13", "3.15"), "tensorflow": ("2.21",)}
 
 T = TypeVar("T")

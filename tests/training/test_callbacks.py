@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import scripts
 import training
 from keras import callbacks, layers
 from training import batch, compiled, fit, network, trained
@@ -145,7 +146,7 @@ RESUME = """
 import json, sys
 import keras, numpy as np
 import tf_natgrad as ng
-sys.path.insert(0, sys.argv[2])
+import scripts
 import training
 from test_callbacks import _Damping, _schedule, X, Y
 model = keras.saving.load_model(sys.argv[1])
@@ -172,14 +173,8 @@ def test_a_model_loaded_in_a_fresh_process_goes_on_with_the_same_numbers(tmp_pat
     fit(model, X, Y, **options(2))
     path = str(tmp_path / "model.keras")
     model.save(path)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(ng.__file__))),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", RESUME, path, os.path.dirname(__file__)], capture_output=True, text=True, env=environment
-    )
+    environment = scripts.environment(os.path.dirname(__file__))
+    run = subprocess.run([sys.executable, "-c", RESUME, path], capture_output=True, text=True, env=environment)
     (line,) = [line for line in run.stdout.splitlines() if line.startswith("LOSSES")] or [run.stderr[-2000:]]
     assert line.endswith("NaturalGradientModel"), line
     losses = json.loads(line[len("LOSSES ") :].rsplit(" ", 1)[0])

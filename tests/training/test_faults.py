@@ -13,6 +13,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import scripts
 import tensorflow as tf
 import training
 from keras import callbacks, layers
@@ -276,22 +277,18 @@ def die_while_saving(save=1):
 
 CHILD = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import conftest, test_faults
 model = test_faults.resumable()
 test_faults.die_while_saving(save=3)
-test_faults.fit(model, test_faults.good(), epochs=5, callbacks=[test_faults.backup(sys.argv[2])])
+test_faults.fit(model, test_faults.good(), epochs=5, callbacks=[test_faults.backup(sys.argv[1])])
 """
 
 
 def test_a_process_killed_in_the_middle_of_a_checkpoint_resumes_from_the_one_before(tmp_path):
     """The new process ends with the losses of a run that was never interrupted, bit for bit."""
-    here = pathlib.Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(here.parent), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = scripts.environment(pathlib.Path(__file__).parent)
     folder = tmp_path / "backup"
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(here), str(folder)], capture_output=True, text=True, env=environment
-    )
+    child = subprocess.run([sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, env=environment)
     assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
     # The third save was begun, and is not whole.
     with pytest.raises(Exception):  # noqa: B017

@@ -27,7 +27,7 @@ LOGISTIC = keras.losses.BinaryCrossentropy(from_logits=True)
 EXAMPLES, FEATURES, CLASSES = 300, 4, 3
 
 # The module: the package exports the function under its name.
-DATA_MODULE = importlib.import_module("tf_natgrad._whole_data")
+DATA_MODULE = importlib.import_module("tf_natgrad.training._whole_data")
 SOLVERS = ("dense", "cg")
 
 

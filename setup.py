@@ -16,18 +16,20 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["tf_natgrad", "tf_natgrad.*"]),
+    package_data={"tf_natgrad": ["py.typed"]},
     python_requires=">=3.11",
+    # `.ci/run` tries the lowest versions named here.
     install_requires=[
         "tensorflow>=2.20",
-        "keras>=3.13",
+        "keras>=3.15",
         "tensorflow-probability[tf]>=0.25",
         "tensorflow-datasets>=4.9.8",
-        "importlib_resources",  # tensorflow-datasets imports it and does not declare it
-        "numpy",
-        "scipy",
-        "matplotlib",
-        "tqdm",
-        "scikit-learn",  # carries the digits that stand in for MNIST without a network
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it and does not declare it
+        "numpy>=1.26",
+        "scipy>=1.11.2",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+        "scikit-learn>=1.3.1",  # carries the digits that stand in for MNIST without a network
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "gymnasium>=1.1"],
@@ -39,6 +41,7 @@ setup(
         "Intended Audience :: Science/Research",
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
+        "Typing :: Typed",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

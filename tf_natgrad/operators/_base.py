@@ -9,12 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions, _keras
-from tf_natgrad._typing import TensorLike
+from tf_natgrad._typing import TensorLike, plain_python
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, ExplicitlyDense, check_dense_memory, over_units
 from tf_natgrad.parameters import FlatParameters
-
-# Code that branches on static shapes must not be rewritten when it is called from a user's `tf.function`.
-plain_python = tf.autograph.experimental.do_not_convert
 
 
 class CurvatureOperator(ExplicitlyDense):

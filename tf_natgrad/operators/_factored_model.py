@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition, note, noted
-from tf_natgrad._typing import TensorLike
+from tf_natgrad._typing import TensorLike, plain_python
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._factored import FactoredOperator, FactoredRhs
 from tf_natgrad.operators._factors import OutputFactor
@@ -46,7 +46,7 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
     def rounding(self) -> float:
         return self.batch.linearization.rounding if self.is_one_batch else super().rounding
 
-    @tf.autograph.experimental.do_not_convert
+    @plain_python
     def loss_gradient(self, y: TensorLike | None = None, sample_weight: TensorLike | None = None) -> FactoredRhs:
         """The gradient of the loss, as a right-hand side that solvers treat without cancellation.
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition
-from tf_natgrad._typing import LossLike, ModelLike, TensorLike
+from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.distributions import Distribution, JointLikelihood, Likelihood, likelihood_of
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
@@ -215,7 +215,7 @@ class ModelOperator(CurvatureOperator):
 
         return whole() if self.is_one_batch else self.compiled(name, whole)()
 
-    @tf.autograph.experimental.do_not_convert
+    @plain_python
     def loss(self, y: TensorLike | None = None) -> tf.Tensor:
         """The loss `-sum_i w_i log p(y_i | z_i)` (for a squared error, up to a constant).
 
@@ -231,7 +231,7 @@ class ModelOperator(CurvatureOperator):
 
         return self._total("loss", of_batch, tf.zeros([], self.dtype))
 
-    @tf.autograph.experimental.do_not_convert
+    @plain_python
     def gradient(self, y: TensorLike | None = None) -> tf.Tensor:
         """The gradient of the loss, `[n]`.
 
@@ -247,7 +247,7 @@ class ModelOperator(CurvatureOperator):
 
         return self._total("gradient", of_batch, tf.zeros([self._flat.size], self.dtype))
 
-    @tf.autograph.experimental.do_not_convert
+    @plain_python
     def plain_gradient(self, y: TensorLike, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
         """The gradient of the loss in any variables of the model, from the same forward pass.
 

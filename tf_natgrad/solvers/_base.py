@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition, note
-from tf_natgrad._typing import TensorLike
+from tf_natgrad._typing import TensorLike, plain_python
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs
 from tf_natgrad.operators.sum import factored_part
 
@@ -43,7 +43,7 @@ class Solver(abc.ABC):
             `(algorithm, why)`; `why` is empty where there was no choice.
         """
 
-    @tf.autograph.experimental.do_not_convert
+    @plain_python
     def solve(
         self,
         operator: tf.linalg.LinearOperator,

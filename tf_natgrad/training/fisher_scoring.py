@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions
 from tf_natgrad._progress import progress_bar
-from tf_natgrad._typing import LossLike, TensorLike
+from tf_natgrad._typing import LossLike, TensorLike, plain_python
 from tf_natgrad.solvers import Solver
 from tf_natgrad.steps import LineSearch
 from tf_natgrad.training._scoring import Along, Fit, step_solver
@@ -69,7 +69,7 @@ class FisherScoringResult(NamedTuple):
     history: list[ScoringStep]
 
 
-@tf.autograph.experimental.do_not_convert
+@plain_python
 def fisher_scoring(
     model: keras.Model,
     loss: LossLike,

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions, _keras
-from tf_natgrad._typing import LossLike, TensorLike
+from tf_natgrad._typing import LossLike, TensorLike, plain_python
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.operators._inputs import as_inputs
@@ -27,7 +27,7 @@ from tf_natgrad.training.planning import needs_plan, plan_solver, shapes_of, wit
 _KEPT = 32
 
 
-@tf.autograph.experimental.do_not_convert
+@plain_python
 def natural_gradient(
     model: keras.Model,
     loss: LossLike,

@@ -4,7 +4,6 @@ from tf_natgrad.distributions._base import Distribution
 from tf_natgrad.distributions.bernoulli import BernoulliPd
 from tf_natgrad.distributions.categorical import CategoricalPd
 from tf_natgrad.distributions.gaussian import DiagGaussianPd
-from tf_natgrad.distributions.joint import JointLikelihood, JointPd
 from tf_natgrad.distributions.likelihood import Likelihood
 from tf_natgrad.distributions.losses import NegativeLogLikelihood, joint_likelihood, likelihood_of
 
@@ -13,8 +12,6 @@ __all__ = [
     "CategoricalPd",
     "DiagGaussianPd",
     "Distribution",
-    "JointLikelihood",
-    "JointPd",
     "Likelihood",
     "NegativeLogLikelihood",
     "joint_likelihood",

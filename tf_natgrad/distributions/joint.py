@@ -283,6 +283,8 @@ class JointLikelihood(Likelihood):
     def _flat(self, argument: str, value: Any) -> list[Any]:
         """One entry per part, out of a list in the order of the outputs, or a dictionary by their names."""
         received, expected = _checks.described(value), f"a list or dictionary of {len(self.parts)}, one for each loss"
+        if argument == "model" and not isinstance(value, dict | list | tuple):
+            argument, received, expected = "loss", f"{len(self.parts)} in a list or dictionary", "one, for one output"
         if isinstance(value, dict) and self.names is not None:
             wanted = [name for name, part in zip(self.names, self.parts, strict=True) if part is not None]
             if not set(wanted) <= set(value):

@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad._conditions import Condition
+from tf_natgrad._conditions import Condition, check_collector
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
-from tf_natgrad.distributions import Distribution, JointLikelihood, Likelihood, likelihood_of
+from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
+from tf_natgrad.distributions.joint import JointLikelihood
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch, run_batch
@@ -70,6 +71,7 @@ class ModelOperator(CurvatureOperator):
         _checks.check_flag("training", training)
         _checks.check_flag("progress", progress)
         _checks.check_flag("record_calls", record_calls)
+        check_collector("conditions", conditions)
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         is_data_set = isinstance(data, tf.data.Dataset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad._conditions import Condition, note
+from tf_natgrad._conditions import Condition, check_collector, note
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators.penalty import Penalty
@@ -42,6 +42,7 @@ class Damped(CurvatureOperator):
     def __init__(self, base: CurvatureOperator, damping: TensorLike, conditions: list[Condition] | None = None):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
+        check_collector("conditions", conditions)
         note(_conditions_on(damping), conditions)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):

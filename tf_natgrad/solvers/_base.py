@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad._conditions import Condition, note
+from tf_natgrad._conditions import Condition, check_collector, note
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs
 from tf_natgrad.operators.sum import factored_part
@@ -68,6 +68,7 @@ class Solver(abc.ABC):
             TypeError: if `operator` is not of a kind that the solver can use.
         """
         _checks.check_operator("operator", operator)
+        check_collector("conditions", conditions)
         rhs = _checked_rhs(operator, rhs)
         if x0 is not None:
             x0 = _vector("x0", x0, operator.dtype, operator.shape[-1])

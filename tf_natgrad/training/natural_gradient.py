@@ -15,8 +15,9 @@ import tensorflow as tf
 from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
+from tf_natgrad.distributions.joint import JointLikelihood
 from tf_natgrad.errors import GramMismatchError
-from tf_natgrad.operators._inputs import as_inputs
+from tf_natgrad.operators._inputs import as_inputs, as_labels
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
 from tf_natgrad.steps import restore
@@ -88,16 +89,19 @@ def natural_gradient(
     if not tf.executing_eagerly():
         result = batch_direction(model, loss, x, y, sample_weight, damping=damping, solver=solver, training=training)
         return result.value, result.info
-    x, y = as_inputs(x), _checks.as_tensor("y", y)
-    if sample_weight is not None:
-        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
+    likelihood = likelihood_of(loss).for_model(model)
+    several = isinstance(likelihood, JointLikelihood)
+    if y is None:
+        raise TypeError(_checks.message("y", "None", "labels"))
+    x, y = as_inputs(x), as_labels("y", y, several)
+    sample_weight = as_labels("sample_weight", sample_weight, several)
     is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
     kept = _keras.kept_with(model, "_tf_natgrad_directions", _Kept)
     # A batch that is refused leaves no statistics behind.
     statistics = model.non_trainable_variables
     before = [tf.identity(v.value) for v in statistics]
     try:
-        call = _Call(model, likelihood_of(loss), solver, training, is_zero)
+        call = _Call(model, likelihood, solver, training, is_zero)
         with _conditions.as_value_error():
             value, info = kept.direction(call, (x, y, sample_weight), tf.constant(float(damping), tf.float64))
         finite = bool(_conditions.is_finite(value))
@@ -130,7 +134,7 @@ class _Call:
     def key(self) -> Hashable:
         """Equal for calls that compute the same, whichever objects say so."""
         variables = tuple(id(v) for v in self.model.trainable_variables)
-        return _key_of_loss(self.likelihood.loss), _key_of(self.solver), self.training, self.undamped, variables
+        return _key_of_likelihood(self.likelihood), _key_of(self.solver), self.training, self.undamped, variables
 
     def compiled(self) -> Callable:
         """The direction and the report, as a graph."""
@@ -214,6 +218,14 @@ def _keep(table: collections.OrderedDict, key: Hashable, value: Any) -> None:
             f"`natural_gradient` keeps the last {_KEPT} graphs of a model, and more are asked for: each further one is "
             "traced anew. Pass the same `loss` and `solver` at each call, and batches of few different shapes."
         )
+
+
+def _key_of_likelihood(likelihood: Likelihood) -> Hashable:
+    """Equal for likelihoods of equal losses."""
+    if not isinstance(likelihood, JointLikelihood):
+        return _key_of_loss(likelihood.loss)
+    parts = [None if part is None else (_key_of_likelihood(part[0]), part[1]) for part in likelihood.parts]
+    return tuple(parts), likelihood.names, likelihood.in_order
 
 
 def _key_of_loss(loss: LossLike) -> Hashable:

@@ -159,7 +159,7 @@ def finite(argument: str, expected: str, *tensors: tf.Tensor) -> Condition:
         *tensors: numbers.
     """
     text = message(argument, "NaN or infinite values", expected, "Clean the batch before the step.")
-    return Condition(is_finite(*tensors), text, finite=True)
+    return Condition(is_finite(*tensors), text, errors.NonFiniteError, finite=True)
 
 
 def is_finite(*tensors: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._typing import LossLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.distributions.joint import JointLikelihood
-from tf_natgrad.errors import GramMismatchError
+from tf_natgrad.errors import GramMismatchError, NonFiniteError
 from tf_natgrad.operators._inputs import as_inputs, as_labels
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
@@ -110,7 +110,7 @@ def natural_gradient(
         raise
     if not finite:
         restore(statistics, before)
-        raise ValueError(
+        raise NonFiniteError(
             _checks.message(
                 "x, y",
                 "a batch whose natural gradient is not finite",

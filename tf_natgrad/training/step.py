@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._conditions import Condition
+from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.steps import StepReport, Trial, accept
 from tf_natgrad.training.optimizer import apply_beside
 from tf_natgrad.training.plan import Data, Plan, trial_loss
@@ -217,8 +218,8 @@ def refusals_of(plan: Plan, verdict: Verdict) -> list[Condition]:
     for name, given in zip(Data._fields, plan.data, strict=True):
         tensors = [] if given is None else [tf.convert_to_tensor(t) for t in tf.nest.flatten(given)]
         text = _checks.message(name, "NaN or infinite values", "finite values", remedy)
-        found.append(Condition(_conditions.is_finite(*tensors), text, finite=True))
-    return [*found, Condition(verdict.sound, NOT_FINITE, finite=True)]
+        found.append(Condition(_conditions.is_finite(*tensors), text, NonFiniteError, finite=True))
+    return [*found, Condition(verdict.sound, NOT_FINITE, NonFiniteError, finite=True)]
 
 
 __all__ = ["NOT_FINITE", "Beside", "Verdict", "judge_step", "logs_of", "put_back", "refusals_of", "update"]

@@ -470,9 +470,11 @@ class Contest:
         self.model.make_train_function()
         # Those of the run are not touched: this is the first of a series of its own.
         batch = next(self.task.batches(TUNING_SEED))
+        from tf_natgrad.errors import NonFiniteError
+
         before = [(v, v.numpy()) for v in self._state()]
         # A step that is refused is traced all the same, and the first one of the run will be refused too.
-        with contextlib.suppress(ng.errors.NonFiniteError):
+        with contextlib.suppress(NonFiniteError):
             self.model.train_function(iter([batch]))
         self.evaluate()
         if len(before) != len(self._state()):
@@ -521,6 +523,8 @@ class Contest:
             `(steps made, seconds, seconds of the processor, mean loss of the batches)`; fewer steps and NaN where one
             was refused.
         """
+        from tf_natgrad.errors import NonFiniteError
+
         batches = iter([next(self._batches) for _ in range(count)])
         self.model.reset_metrics()
         made, start, cpu = 0, time.perf_counter(), time.process_time()
@@ -528,7 +532,7 @@ class Contest:
             for made in range(1, count + 1):  # noqa: B007
                 logs = self.model.train_function(batches)
             loss = float(logs["loss"])
-        except ng.errors.NonFiniteError:
+        except NonFiniteError:
             loss = math.nan
         return made, time.perf_counter() - start, time.process_time() - cpu, loss
 

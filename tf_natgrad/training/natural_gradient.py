@@ -21,7 +21,7 @@ from tf_natgrad.operators._inputs import as_inputs, as_labels
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
 from tf_natgrad.steps import restore
-from tf_natgrad.training.direction import batch_direction
+from tf_natgrad.training.direction import DirectionSettings, batch_direction
 from tf_natgrad.training.planning import needs_plan, plan_solver, shapes_of, without_gram
 
 # Compiled functions, and choices of a solver, that are kept for one model.
@@ -87,7 +87,8 @@ def natural_gradient(
         value = damping if known else float(damping)
         _checks.check_number("damping", value, minimum=0.0, remedy="Pass `damping=0.1`, or 0 for the pseudo-inverse.")
     if not tf.executing_eagerly():
-        result = batch_direction(model, loss, x, y, sample_weight, damping=damping, solver=solver, training=training)
+        settings = DirectionSettings(solver, damping, training)
+        result = batch_direction(model, loss, (x, y, sample_weight), settings)
         return result.value, result.info
     likelihood = likelihood_of(loss).for_model(model)
     several = isinstance(likelihood, JointLikelihood)
@@ -142,16 +143,8 @@ class _Call:
         @tf.function(autograph=False)
         def direction(x, y, sample_weight, damping):
             damping = 0 if self.undamped else damping
-            result = batch_direction(
-                self.model,
-                self.likelihood,
-                x,
-                y,
-                sample_weight,
-                damping=damping,
-                solver=self.solver,
-                training=self.training,
-            )
+            settings = DirectionSettings(self.solver, damping, self.training)
+            result = batch_direction(self.model, self.likelihood, (x, y, sample_weight), settings)
             return result.value, result.info
 
         return direction

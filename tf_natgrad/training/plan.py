@@ -16,7 +16,7 @@ from tf_natgrad.linearize import call_model
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver
 from tf_natgrad.steps import kl_radius, restore
-from tf_natgrad.training.direction import BatchDirection, batch_direction, penalty_gradient
+from tf_natgrad.training.direction import BatchDirection, DirectionSettings, batch_direction, penalty_gradient
 from tf_natgrad.training.optimizer import NaturalGradient
 
 
@@ -108,8 +108,9 @@ def plan_step(
     damping = tf.identity(tf.convert_to_tensor(natural.damping.value))
     in_parts = natural.micro_batch_size is not None
     try:
-        direction = _direction(model, natural, likelihood, solver, variables, data, damping)
-        conditions = list(direction.conditions)
+        conditions: list[Condition] = []
+        settings = _settings(natural, solver, variables, damping)
+        direction = batch_direction(model, likelihood, data, settings, conditions)
         outputs = _look(model, likelihood, data, conditions) if in_parts else direction.fisher.outputs
     except BaseException:
         if tf.executing_eagerly():
@@ -118,7 +119,7 @@ def plan_step(
     usable = _conditions.all_hold(c for c in conditions if not c.finite)
     loss = _loss(model, data, outputs, not in_parts, usable)
     rate = tf.convert_to_tensor(natural.learning_rate)
-    form = tf.cast(direction.quadratic_form, rate.dtype)
+    form = tf.cast(direction.model.fisher_form, rate.dtype)
     shrink = tf.ones([], rate.dtype)
     if natural.max_kl is not None:
         shrink = tf.minimum(shrink, tf.math.divide_no_nan(kl_radius(form, natural.max_kl.value), rate))
@@ -148,15 +149,9 @@ def plan_step(
     return plan
 
 
-def _direction(
-    model: Any,
-    natural: NaturalGradient,
-    likelihood: Likelihood,
-    solver: Solver,
-    variables: list[keras.Variable],
-    data: Data,
-    damping: tf.Tensor,
-) -> BatchDirection:
+def _settings(
+    natural: NaturalGradient, solver: Solver, variables: list[keras.Variable], damping: tf.Tensor
+) -> DirectionSettings:
     last = None
     if natural.last_direction:
         slots = [_keras.slot_of(natural, natural.last_direction, v).value for v in variables]
@@ -165,23 +160,18 @@ def _direction(
     def times(factor: keras.Variable | None) -> tf.Tensor | None:
         return None if factor is None else tf.cast(factor.value, last.dtype) * last
 
-    # Of steps that came to nothing too, so that none draws the labels of another.
-    steps = tf.cast(natural.iterations.value, tf.int32) + natural.rejected_steps.value + natural.skipped_steps.value
-    return batch_direction(
-        model,
-        likelihood,
-        *data,
-        damping=damping,
+    return DirectionSettings(
         solver=solver,
+        damping=damping,
         training=natural.micro_batch_size is None,
         variables=variables,
-        kind=natural.fisher,
-        seed=steps,
+        fisher=natural.fisher,
+        # Of steps that came to nothing too, so that none draws the labels of another.
+        seed=tf.cast(natural.iterations.value, tf.int32) + natural.rejected_steps.value + natural.skipped_steps.value,
         micro_batch_size=natural.micro_batch_size,
         shift=times(natural.momentum),
         x0=times(natural.warm_start),
         last=last if natural.combines_directions else None,
-        judges=False,
     )
 
 

@@ -91,7 +91,7 @@ def judge_step(plan: Plan) -> Verdict:
         def evaluate(scale: tf.Tensor) -> Trial:
             loss, outputs = trial_loss(plan, scale)
             whole = tf.cast(plan.rate * plan.shrink, scale.dtype)
-            return Trial(loss, _kl(plan, outputs), plan.direction.predicted_decrease(scale * whole))
+            return Trial(loss, _kl(plan, outputs), plan.direction.model.predicted_decrease(scale * whole))
 
         if not plan.searches:
             return accept(evaluate, start)

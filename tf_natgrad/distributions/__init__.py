@@ -1,4 +1,4 @@
-"""What a network's outputs mean: distributions, their Fisher algebra, and the table from Keras losses to them."""
+"""Output distributions with their Fisher algebra, and the table from Keras losses to them."""
 
 from tf_natgrad.distributions._base import Distribution
 from tf_natgrad.distributions.bernoulli import BernoulliPd

@@ -1,4 +1,4 @@
-"""Curvature matrices of a model: one batch that stays linearised, or a data set that is gone through anew."""
+"""Curvature matrices of a model: on one batch that is linearised once, or over a data set read at each product."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class ModelOperator(CurvatureOperator):
     """A curvature matrix of a model's loss on data.
 
     Args:
-        model: a Keras model with one output.
-        loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
+        model: a Keras model.
+        loss: a Keras loss, its name, or a `Distribution` subclass; for several outputs a list or dictionary of losses.
         data: one batch, `x`, `(x, y)` or `(x, y, sample_weight)`, on which the model is called once; or a finite
-            `tf.data.Dataset` of such batches, on which it is called at each product, in inference mode, and which is
-            weighted by the sizes of its batches.
-        sample_weight: weights of the examples of one batch, or `None`.
+            `tf.data.Dataset` of such batches, on which the model is called at each product, in inference mode. Batches
+            are weighted by their sizes.
+        sample_weight: sample weights of one batch, or `None`.
         training: the mode in which the model is called on one batch.
-        variables: the trainable variables that the matrix is about; by default all of the model's.
+        variables: the trainable variables over which the matrix is formed; by default all of the model's.
         progress: whether products over a data set show a progress bar.
-        micro_batch_size: where the record of one batch would not fit in memory, the examples of the pieces into which
-            it is cut. The model is then called at each product, as it is over a data set.
-        conditions: a list to which the conditions on values (labels in range, finite inputs) are added, for a caller
-            who judges them together with others; by default they are judged at once.
-        record_calls: whether the one pass also records what the Gram matrix needs. Without it the model is called once
-            more where that matrix is asked for, which is refused if the weights have changed by then.
+        micro_batch_size: the number of examples in a micro-batch, for a batch that does not fit in memory. The model is
+            then called on each micro-batch at each product, as over a data set.
+        conditions: a list to which the conditions on values (labels in range, finite inputs) are added; the caller
+            judges them. By default they are judged at once.
+        record_calls: whether the forward pass also records the layer calls that the Gram matrix needs. If not, the
+            model is called again when the Gram matrix is needed; this is an error if the weights have changed since.
 
     Raises:
         ValueError: if an argument is out of its range, or the data are empty or not finite, or a data set is to be
@@ -148,7 +148,7 @@ class ModelOperator(CurvatureOperator):
 
     @property
     def source(self) -> Source:
-        """Where the examples come from."""
+        """The source of the examples."""
         return self._source
 
     @property
@@ -166,7 +166,7 @@ class ModelOperator(CurvatureOperator):
 
     @property
     def batch_or_none(self) -> Batch | None:
-        """The one batch of this operator, or `None` where it goes through many."""
+        """The one batch of this operator, or `None` if it has many."""
         return self._source.batch
 
     @property
@@ -219,7 +219,7 @@ class ModelOperator(CurvatureOperator):
 
     @tf.autograph.experimental.do_not_convert
     def loss(self, y: TensorLike | None = None) -> tf.Tensor:
-        """The loss `-sum_i w_i log p(y_i | z_i)` (for a squared error, up to a constant).
+        """Computes the loss `-sum_i w_i log p(y_i | z_i)` (for a squared error, up to a constant).
 
         Args:
             y: the labels, where they did not come with the data.
@@ -235,7 +235,7 @@ class ModelOperator(CurvatureOperator):
 
     @tf.autograph.experimental.do_not_convert
     def gradient(self, y: TensorLike | None = None) -> tf.Tensor:
-        """The gradient of the loss, `[n]`.
+        """Computes the gradient of the loss, `[n]`.
 
         Args:
             y: the labels, where they did not come with the data.
@@ -251,7 +251,7 @@ class ModelOperator(CurvatureOperator):
 
     @tf.autograph.experimental.do_not_convert
     def plain_gradient(self, y: TensorLike, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
-        """The gradient of the loss in any variables of the model, from the same forward pass.
+        """Computes the gradient of the loss in any variables of the model, from the same forward pass.
 
         Args:
             y: the labels.

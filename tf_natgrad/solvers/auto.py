@@ -28,11 +28,11 @@ NO_GRAM_OF_A_SUM = (
 class Auto(Solver):
     """Picks `Gram`, `SVDPseudoInverse` or `ConjugateGradient` by the sizes of the problem; `info.why` says why.
 
-    * `SVDPseudoInverse` where the network has fewer parameters than the Gram matrix rows, and at most 500;
+    * `SVDPseudoInverse` if the network has fewer parameters than the Gram matrix has rows, and at most 500;
     * `Gram` up to 20,000 rows;
     * `ConjugateGradient` beyond that;
-    * where the Gram matrix does not exist, or would be wrong: `SVDPseudoInverse` for at most 500 parameters and one
-      batch, else `ConjugateGradient`, to the relative residual `rtol`.
+    * if the Gram matrix does not exist, or would be wrong: `SVDPseudoInverse` for at most 500 parameters and one batch,
+      else `ConjugateGradient` with the relative residual `rtol`.
 
     Args:
         rcond: passed on to `Gram` and `SVDPseudoInverse`.
@@ -57,7 +57,7 @@ class Auto(Solver):
         return ConjugateGradient(rtol=self.rtol, max_iterations=self.max_iterations)
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
-        """The algorithm for this operator by its sizes, and the reason; see `Solver.choose`."""
+        """Chooses the algorithm for this operator by its sizes; see `Solver.choose`."""
         _checks.check_operator("operator", operator)
         base, _, _ = undamped(operator)
         n = base.shape[-1]
@@ -80,11 +80,11 @@ class Auto(Solver):
         return self._gram, f"{rows} rows of the Gram matrix, at most {GRAM_ROWS_LIMIT:,}"
 
     def without_gram(self, size: int | None, refusal: str) -> tuple[Algorithm, str]:
-        """The algorithm where the Gram matrix does not exist, or would be wrong, and the reason.
+        """Chooses the algorithm for an operator whose Gram matrix does not exist, or would be wrong.
 
         Args:
-            size: the number of parameters, or `None` where the dense matrix would take a pass over the data per column.
-            refusal: why there is no Gram matrix.
+            size: the number of parameters, or `None` if the dense matrix would take a pass over the data per column.
+            refusal: the reason why there is no Gram matrix.
 
         Returns:
             `(algorithm, why)`.
@@ -96,12 +96,12 @@ class Auto(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class Planned(Solver):
-    """A choice that was made on a batch at hand, for the operators of a trace, which does not know as much.
+    """A solver that was chosen on a real batch in eager code, to be used for the operators of a trace.
 
     Args:
         algorithm: the solver that was chosen.
         why: the reason.
-        otherwise: what chooses anew where an operator refuses that algorithm: a trace may see what eager code does not.
+        otherwise: the solver that chooses again if an operator in the trace has no Gram matrix for that algorithm.
     """
 
     algorithm: Algorithm
@@ -113,7 +113,7 @@ class Planned(Solver):
         return self.algorithm.supports_jit
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
-        """The algorithm that was chosen, unless this operator has no Gram matrix for it; see `Solver.choose`."""
+        """Returns the algorithm that was chosen, unless it needs a Gram matrix that this operator does not have."""
         base, _, _ = undamped(operator)
         if isinstance(self.algorithm, Gram) and (isinstance(base, Sum) or base.gram_refusal is not None):
             return self.otherwise.choose(operator)

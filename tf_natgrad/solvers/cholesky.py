@@ -16,7 +16,7 @@ from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
 # Steps of the power method for each end of the spectrum.
 _POWER_STEPS = 12
-# The share of the digits of a precision that a condition number may take without a word.
+# The share of the digits of a precision that a condition number may take without a log message.
 _NOTABLE_LOSS = 0.1
 
 
@@ -25,12 +25,12 @@ class CholeskyInfo(NamedTuple):
 
     Attributes:
         solver: its name.
-        condition_number: of the matrix with its damping, estimated by the power method for each end of the spectrum:
-            from below, and close unless a start at random has next to no share in an extreme eigenvector.
+        condition_number: of the matrix with its damping, an estimate from below by the power method for each end of the
+            spectrum; it is close unless the random start is almost orthogonal to an extreme eigenvector.
         relative_residual: norm of `rhs - operator x`, relative to that of `rhs`.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
-        rounding: the spacing of the numbers above one, in the precision of the matrix.
-        why: why this solver was chosen, where it was chosen automatically.
+        rounding: the spacing of floating-point numbers above one, in the precision of the matrix.
+        why: the reason for this solver, if it was chosen automatically.
     """
 
     solver: str
@@ -41,7 +41,7 @@ class CholeskyInfo(NamedTuple):
     why: str = ""
 
     def finish(self) -> CholeskyInfo:
-        """Logs a matrix that is singular but for rounding."""
+        """Logs a warning if the matrix is singular up to rounding."""
         if self.condition_number * self.rounding > _NOTABLE_LOSS:
             _checks.log_once(
                 "Cholesky: the matrix is singular but for rounding (estimated condition number "
@@ -52,9 +52,9 @@ class CholeskyInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cholesky(Algorithm):
-    """`(F + damping I)^-1 g` by the Cholesky decomposition of the dense matrix: `n^3 / 3` operations.
+    """Computes `(F + damping I)^-1 g` by the Cholesky decomposition of the dense matrix: `n^3 / 3` operations.
 
-    The matrix must be positive definite: nothing is cut off, and nothing is added.
+    The matrix must be positive definite: no eigenvalue is cut off, and nothing is added to the diagonal.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorFullMatrix(tf.constant([[4.0, 0.0], [0.0, 16.0]]), is_self_adjoint=True)

@@ -1,4 +1,4 @@
-"""The natural gradient of one batch: Fisher, right-hand side, solve."""
+"""The natural gradient of one batch: it forms the Fisher and the right-hand side, and solves the system."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:
 
 
 def refuse_activity_losses(model: ModelLike) -> None:
-    """Refuses losses that hang on activations: neither the gradient nor the Fisher here would contain them.
+    """Refuses losses that depend on activations: neither the gradient nor the Fisher here would contain them.
 
     Args:
         model: after its first call.

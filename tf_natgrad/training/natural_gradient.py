@@ -1,4 +1,4 @@
-"""The natural gradient of one batch, for a training loop of one's own: compiled once, and kept with the model."""
+"""The natural gradient of one batch, for a custom training loop; compiled once, and kept with the model."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def natural_gradient(
     solver: str | Solver = "auto",
     training: bool = True,
 ) -> tuple[tf.Tensor, Any]:
-    """The natural gradient `(F + damping I)^-1 g` of one batch, for a training loop of one's own.
+    """Computes the natural gradient `(F + damping I)^-1 g` of one batch, for a custom training loop.
 
-    `g` is the gradient of the loss (regularisers included) and `F` the exact Fisher of the batch, both in the
-    scale of the loss; the curvature of weight regularisers is added to it. The computation is compiled once per shape
-    of the batch and kept with the model.
+    `g` is the gradient of the loss with its weight regularisers, and `F` the exact Fisher of the batch plus the
+    curvature of the regularisers. The computation is compiled once per shape of the batch; the graphs are kept with the
+    model.
 
     >>> import keras, numpy as np
     >>> from tf_natgrad.parameters import FlatParameters
@@ -57,18 +57,18 @@ def natural_gradient(
     'Gram'
 
     Args:
-        model: a Keras model with one output, or a subclassed one that was called once.
-        loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
+        model: a Keras model with one output; a subclassed one must have been called once.
+        loss: a Keras loss, its name, or a `Distribution` subclass. An unknown loss is an error.
         x: the inputs of the batch.
         y: its labels, as the loss takes them.
-        sample_weight: non-negative weights of the examples, or `None`.
+        sample_weight: non-negative sample weights, or `None`.
         damping: a number >= 0, added to the diagonal of the Fisher; 0 gives the pseudo-inverse.
         solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`.
-        training: the mode in which the model is called, once. With `True`, as in `fit`, BatchNorm statistics move.
+        training: the mode in which the model is called. With `True`, as in `fit`, BatchNorm statistics are updated.
 
     Returns:
-        `(direction, info)`: `[n]`, laid out as `FlatParameters(model.trainable_variables)`, to be subtracted from
-        the weights; and the solver's report. The weights are left as they are.
+        `(direction, info)`: `[n]` in the layout of `FlatParameters(model.trainable_variables)`, to be subtracted from
+        the weights; and the solver's report. The weights do not change.
 
     Raises:
         ValueError: if an argument does not fit, or the result is not finite.
@@ -124,7 +124,7 @@ def natural_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What a compiled direction hangs on, beside the shapes of the batch."""
+    """What a compiled direction depends on, beside the shapes of the batch."""
 
     model: keras.Model
     likelihood: Likelihood

@@ -61,7 +61,11 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
             ValueError: if labels or sample weights do not fit, or one is positive where that of the matrix is zero.
         """
         if not self.is_one_batch:
-            return FactoredRhs(None, rest=self.gradient())
+            if sample_weight is not None:
+                raise ValueError(
+                    _checks.message("sample_weight", "a value, for many batches", "None", "Weights come with the data.")
+                )
+            return FactoredRhs(None, rest=self.gradient(y))
         batch = self.batch
         weights = batch.weights
         if sample_weight is not None:

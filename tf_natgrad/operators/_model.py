@@ -209,6 +209,13 @@ class ModelOperator(CurvatureOperator):
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._source.map_rows(function, rows)
 
+    def _check_labels(self, y: TensorLike | None) -> None:
+        """Refuses other labels than those of the data where these come in many batches."""
+        if y is not None and not self.is_one_batch:
+            raise ValueError(
+                _checks.message("y", "labels, for many batches", "None", "Labels of many batches come with the data.")
+            )
+
     def _total(self, name: str, of_batch: Callable[[Batch], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
         """A sum that is asked for from outside; over one batch it is not worth a graph."""
 
@@ -227,6 +234,7 @@ class ModelOperator(CurvatureOperator):
         Returns:
             A scalar.
         """
+        self._check_labels(y)
 
         def of_batch(batch: Batch) -> tf.Tensor:
             return tf.cast(batch.loss(y), self.dtype)
@@ -243,6 +251,7 @@ class ModelOperator(CurvatureOperator):
         Returns:
             `[n]`.
         """
+        self._check_labels(y)
 
         def of_batch(batch: Batch) -> tf.Tensor:
             return self._flat.flatten(batch.gradient(self._flat.tensors, y, batch.weights))

@@ -81,6 +81,10 @@ class Damped(CurvatureOperator):
         return self.base.is_positive_semi_definite
 
     @property
+    def is_one_batch(self) -> bool:
+        return self.base.is_one_batch
+
+    @property
     def is_step_by_step(self) -> bool:
         return self.base.is_step_by_step
 

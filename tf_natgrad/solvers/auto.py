@@ -6,7 +6,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions
+from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition, note
 from tf_natgrad.operators import Damped, Sum
 from tf_natgrad.operators.sum import factored_part
 from tf_natgrad.solvers._base import Algorithm, Solver, undamped
@@ -120,14 +121,17 @@ class Planned(Solver):
         return self.algorithm, self.why
 
 
-def refuse_gram_of_a_sum(solver: Solver, operator: tf.linalg.LinearOperator) -> None:
+def refuse_gram_of_a_sum(
+    solver: Solver, operator: tf.linalg.LinearOperator, conditions: list[Condition] | None = None
+) -> None:
     """Refuses the Gram solver where penalties are neither zero nor a positive damping for each variable.
 
-    Where the damping is not known while tracing, an assertion that it is large enough is added to the graph.
+    Where the damping is not known while tracing, that it is large enough is a condition.
 
     Args:
         solver: any solver.
         operator: what it is to solve for.
+        conditions: a list to which the condition on such a damping is added; by default it is judged at once.
 
     Raises:
         ValueError: naming `solver`.
@@ -148,7 +152,7 @@ def refuse_gram_of_a_sum(solver: Solver, operator: tf.linalg.LinearOperator) -> 
     if gram and isinstance(base, Sum):
         raise ValueError(text)
     if may and static is None and isinstance(operator, Damped) and operator.damping_by_variable is not None:
-        _conditions.require(operator.is_positive, text)
+        note([Condition(operator.is_positive, text)], conditions)
 
 
 def may_take_gram(solver: Solver) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions
+from tf_natgrad._conditions import Condition
+from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.operators import CurvatureOperator
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
+from tf_natgrad.solvers._gram_system import condition_number
 
-# Steps of the power method for each end of the spectrum.
-_POWER_STEPS = 12
 # The share of the digits of a precision that a condition number may take without a log message.
 _NOTABLE_LOSS = 0.1
 
@@ -91,44 +91,32 @@ class Cholesky(Algorithm):
         dense = operator.to_dense(**limited)
         b = flat_rhs(operator, rhs)
         finite = _conditions.is_finite(dense)
-        text = _checks.message("operator", "a matrix with NaN or infinite entries", "finite ones", "Look at the data.")
-        _conditions.require(finite, text)
         factor = tf.linalg.cholesky(tf.where(finite, dense, tf.eye(tf.shape(dense)[0], dtype=dense.dtype)))
-        _conditions.require(
-            _conditions.is_finite(factor),
-            _checks.message(
-                "operator",
-                "a matrix that is not positive definite in this precision",
-                "a positive definite one",
-                "Raise `damping`, or use `solvers.SVDPseudoInverse()`, which takes singular matrices.",
-            ),
-        )
         value = tf.linalg.cholesky_solve(factor, b[:, None])[:, 0]
         image = tf.linalg.matvec(dense, value)
         numbers = (
-            _condition_number(dense, factor),
+            condition_number(dense, factor),
             tf.math.divide_no_nan(tf.norm(b - image), tf.norm(b)),
             tf.reduce_sum(value * (image - damping * value)),
             tf.constant(np.finfo(dense.dtype.as_numpy_dtype).eps, dense.dtype),
         )
-        return value, numbers
+        return value, (*numbers, finite, _conditions.is_finite(factor))
+
+    def conditions(self, numbers: tuple) -> list[Condition]:
+        *_, finite, positive = numbers
+        not_finite = _checks.message(
+            "operator", "a matrix with NaN or infinite entries", "finite ones", "Look at the data."
+        )
+        not_positive = _checks.message(
+            "operator",
+            "a matrix that is not positive definite in this precision",
+            "a positive definite one",
+            "Raise `damping`, or use `solvers.SVDPseudoInverse()`, which takes singular matrices.",
+        )
+        return [Condition(finite, not_finite, NonFiniteError, finite=True), Condition(positive, not_positive)]
 
     def report(self, numbers: tuple) -> CholeskyInfo:
-        return CholeskyInfo(type(self).__name__, *numbers)
-
-
-def _condition_number(matrix: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    start = tf.random.stateless_normal([tf.shape(matrix)[0], 1], (1, 2), dtype=matrix.dtype)
-
-    def largest(product: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        vector, norm = start / tf.norm(start), tf.ones([], matrix.dtype)
-        for _ in range(_POWER_STEPS):
-            image = product(vector)
-            norm = tf.norm(image)
-            vector = image / norm
-        return norm
-
-    return largest(lambda v: tf.linalg.matmul(matrix, v)) * largest(lambda v: tf.linalg.cholesky_solve(factor, v))
+        return CholeskyInfo(type(self).__name__, *numbers[:-2])
 
 
 __all__ = ["Cholesky", "CholeskyInfo"]

@@ -174,9 +174,16 @@ def check_symmetry(operator: tf.linalg.LinearOperator, generator: np.random.Gene
     )
 
 
+def _without_damping(operator: tf.linalg.LinearOperator) -> tuple[tf.linalg.LinearOperator, float]:
+    """The matrix that has the same eigenvectors, and what its eigenvalues lack."""
+    if isinstance(operator, Damped) and operator.damping_by_variable is None:
+        return operator.base, float(operator.damping)
+    return operator, 0.0
+
+
 def _choose(operator: tf.linalg.LinearOperator, k: int, which: str) -> str:
     n = operator.shape[-1]
-    base = operator.base if isinstance(operator, Damped) else operator
+    base, _ = _without_damping(operator)
     rows = base.rows if isinstance(base, FactoredOperator) else None
     if rows is not None and base.gram_refusal is None and k <= rows <= min(_GRAM_ROWS, n) and which in ("LA", "LM"):
         return "gram"
@@ -205,8 +212,7 @@ def _by_dense(operator: tf.linalg.LinearOperator, k: int, which: str):
 
 
 def _by_gram(operator: CurvatureOperator, k: int, which: str, generator: np.random.Generator):
-    damping = float(operator.damping) if isinstance(operator, Damped) else 0.0
-    base = operator.base if isinstance(operator, Damped) else operator
+    base, damping = _without_damping(operator)
     if not isinstance(base, FactoredOperator) or base.gram_refusal is not None or which not in ("LA", "LM"):
         raise ValueError(
             _checks.message(

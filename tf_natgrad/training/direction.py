@@ -15,7 +15,7 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs, Fisher, Penalty
 from tf_natgrad.operators._penalised import penalised
 from tf_natgrad.parameters import FlatParameters
-from tf_natgrad.solvers import Gram, Solver
+from tf_natgrad.solvers import GramInfo, Solver
 from tf_natgrad.solvers.auto import may_take_gram, refuse_gram_of_a_sum
 from tf_natgrad.training.quadratic_model import QuadraticModel, best_combination
 
@@ -113,7 +113,7 @@ def batch_direction(
     rhs = rhs._replace(shift=settings.shift)
     operator, curvature = penalised(fisher, settings.damping, conditions)
     damping = operator.damping if isinstance(operator, Damped) else 0.0
-    refuse_gram_of_a_sum(settings.solver, operator)
+    refuse_gram_of_a_sum(settings.solver, operator, conditions)
     d, info = settings.solver.solve(operator, _without_shift(rhs, operator), settings.x0, conditions)
     if settings.last is not None or settings.fisher == "mc":
         vectors = [d] if settings.last is None else [d, settings.last]
@@ -123,7 +123,7 @@ def batch_direction(
     if curvature is not None:
         penalised_form = tf.reduce_sum(d * curvature.product(d))
         # Of what it solves for, the Gram solver reports the factored part alone.
-        if info.solver == Gram.__name__:
+        if isinstance(info, GramInfo):
             whole = form + penalised_form
         else:
             form = tf.maximum(whole - penalised_form, 0.0)

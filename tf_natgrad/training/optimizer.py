@@ -41,7 +41,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             like the default's, 0.1 to 1.
         damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. Or a `LevenbergMarquardt`,
             which adapts it. A tracked variable in either case: assign to `optimizer.damping` at any time.
-        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, or a solver of `tf_natgrad.solvers`.
+        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`.
         fisher: `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its positions) is
             drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
             of outputs and positions: each example is one row, summed over its positions. The direction is scaled to

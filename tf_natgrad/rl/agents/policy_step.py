@@ -115,6 +115,7 @@ class PolicyStep:
         objective.slope = tf.tensordot(gradient, step, 1)
         start = flat.read()
         max_kl = None if self.max_kl is None else _not_above(self.max_kl, flat.dtype.as_numpy_dtype)
+
         def evaluate(scale: tf.Tensor) -> Trial:
             there = zip(flat.variables, flat.unflatten(start - scale * step), strict=True)
             with keras.StatelessScope(state_mapping=list(there)):

@@ -104,7 +104,7 @@ def losses_after(task: Task, make: Callable, seed: int, steps: int) -> tuple[flo
     before = loss(train)
     try:
         model.fit(data, verbose=0)
-    except ValueError:
+    except ng.errors.NonFiniteError:
         return before, float("inf"), float("inf")
     return before, loss(train), loss(test)
 

@@ -19,6 +19,7 @@ row of a run why it ended.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -469,13 +470,12 @@ class Contest:
         self.model.make_train_function()
         # Those of the run are not touched: this is the first of a series of its own.
         batch = next(self.task.batches(TUNING_SEED))
+        from tf_natgrad.errors import NonFiniteError
+
         before = [(v, v.numpy()) for v in self._state()]
-        try:
+        # A step that is refused is traced all the same, and the first one of the run will be refused too.
+        with contextlib.suppress(NonFiniteError):
             self.model.train_function(iter([batch]))
-        except ValueError as error:
-            # A step that is refused was traced all the same, and the first one of the run will be refused too.
-            if not _is_not_finite(error):
-                raise
         self.evaluate()
         if len(before) != len(self._state()):
             raise RuntimeError("the first step made variables that were not there before it: they cannot be put back")
@@ -523,6 +523,8 @@ class Contest:
             `(steps made, seconds, seconds of the processor, mean loss of the batches)`; fewer steps and NaN where one
             was refused.
         """
+        from tf_natgrad.errors import NonFiniteError
+
         batches = iter([next(self._batches) for _ in range(count)])
         self.model.reset_metrics()
         made, start, cpu = 0, time.perf_counter(), time.process_time()
@@ -530,16 +532,9 @@ class Contest:
             for made in range(1, count + 1):  # noqa: B007
                 logs = self.model.train_function(batches)
             loss = float(logs["loss"])
-        except ValueError as error:
-            if not _is_not_finite(error):
-                raise
+        except NonFiniteError:
             loss = math.nan
         return made, time.perf_counter() - start, time.process_time() - cpu, loss
-
-
-def _is_not_finite(error: ValueError) -> bool:
-    """Whether this is `NaturalGradient`'s refusal of a step that is not finite."""
-    return "finite" in str(error)
 
 
 def next_chunk(size: int, seconds: float, left: float, budget: float, evaluations: int) -> int:

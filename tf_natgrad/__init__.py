@@ -1,6 +1,6 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
-from tf_natgrad import distributions, operators, parameters, rl, solvers, spectrum
+from tf_natgrad import distributions, errors, operators, parameters, rl, solvers, spectrum
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training import (
     NaturalGradient,
@@ -24,6 +24,7 @@ __all__ = [
     "NaturalGradientSequential",
     "callbacks",
     "distributions",
+    "errors",
     "fisher_scoring",
     "natural_gradient",
     "natural_gradient_model",

@@ -1,4 +1,4 @@
-"""How this package refuses an argument: its name, what came, what was expected, what to do."""
+"""Checks of arguments, with messages that say what was received, what was expected, and what to do."""
 
 from __future__ import annotations
 

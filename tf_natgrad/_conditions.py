@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import errors
-from tf_natgrad._checks import message
+from tf_natgrad._checks import described, message
 
 # Marks the messages of this package, and the class of the error, inside TensorFlow's own error text.
 _OPEN, _CLOSE = "[tf_natgrad {}] ", " [/tf_natgrad]"
@@ -85,6 +85,20 @@ def judge(conditions: Iterable[Condition]) -> list[tf.Operation]:
     return assertions
 
 
+def check_collector(argument: str, value: Any) -> None:
+    """Checks that conditions can be added to something: a list, or `None` for nothing.
+
+    Args:
+        argument: its name, for the message.
+        value: what the user gave.
+
+    Raises:
+        TypeError: if `value` is neither.
+    """
+    if value is not None and not isinstance(value, list):
+        raise TypeError(message(argument, described(value), "a list, to which conditions are added, or None"))
+
+
 def note(found: list[Condition], conditions: list[Condition] | None) -> None:
     """Adds conditions to a list, or judges them where there is none.
 
@@ -145,7 +159,7 @@ def finite(argument: str, expected: str, *tensors: tf.Tensor) -> Condition:
         *tensors: numbers.
     """
     text = message(argument, "NaN or infinite values", expected, "Clean the batch before the step.")
-    return Condition(is_finite(*tensors), text, finite=True)
+    return Condition(is_finite(*tensors), text, errors.NonFiniteError, finite=True)
 
 
 def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
@@ -185,6 +199,7 @@ __all__ = [
     "Condition",
     "all_hold",
     "as_value_error",
+    "check_collector",
     "finite",
     "is_finite",
     "judge",

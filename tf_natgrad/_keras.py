@@ -1,4 +1,4 @@
-"""The one door to Keras's and TensorFlow's private names: no other module of the package uses any.
+"""The one door to private names of Keras and TensorFlow; a long file, because no other may use any.
 
 Each function states what it reads, so that a new version of Keras or TensorFlow is checked in one place.
 """

@@ -1,4 +1,4 @@
-"""Handwritten digits for experiments: MNIST where it can be had, scikit-learn's small digits elsewhere."""
+"""Handwritten digits for experiments: MNIST if it is available, else scikit-learn's small digits."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def load_images(dataset: str = "auto", image_size: int = 28) -> ImageData:
     """Loads MNIST, or the 1,797 digits of 8x8 pixels that come with scikit-learn.
 
     MNIST is read by `tensorflow_datasets` from the folder TFDS_DATA_DIR (by default `~/tensorflow_datasets`), and
-    downloaded into it once where there is a network. Without either, the decision takes some two seconds.
+    downloaded into it once if there is a network. If there is neither, this is found out in about two seconds.
 
     >>> data = load_images("digits")
     >>> data.name, data.image_size, data.x_train.shape, data.x_test.shape
     ('digits', 8, (1437, 64), (360, 64))
 
     Args:
-        dataset: `"mnist"`; `"digits"`; or `"auto"`, which takes MNIST where it is prepared or can be downloaded and
-            the digits, with a logged warning, elsewhere.
-        image_size: 28, or 14 for the means of 2x2 pixels. The digits are 8x8 whatever it is.
+        dataset: `"mnist"`; `"digits"`; or `"auto"`, which loads MNIST if it is prepared or can be downloaded, else the
+            digits with a logged warning.
+        image_size: 28, or 14 for the means of 2x2 pixels. The digits are always 8x8.
 
     Returns:
         An `ImageData`: the same images in the same order at each call.
 
     Raises:
-        ValueError: if an argument is out of its range, or MNIST is asked for and cannot be had.
+        ValueError: if an argument is out of its range, or `"mnist"` is not available.
     """
     _checks.check_choice("dataset", dataset, _DATASETS)
     if image_size not in _IMAGE_SIZES:

@@ -7,7 +7,11 @@ class GramMismatchError(ValueError):
     """The Gram matrix of the layers' recorded calls is not `A A^T`: a weight acts otherwise, or examples are mixed."""
 
 
-# By name, as an assertion inside a graph can only carry text.
-BY_NAME: dict[str, type[ValueError]] = {error.__name__: error for error in (GramMismatchError,)}
+class NonFiniteError(ValueError):
+    """A loss, a direction, or what they are computed from is NaN or infinite; the step was not taken."""
 
-__all__ = ["BY_NAME", "GramMismatchError"]
+
+# By name, as an assertion inside a graph can only carry text.
+BY_NAME: dict[str, type[ValueError]] = {error.__name__: error for error in (GramMismatchError, NonFiniteError)}
+
+__all__ = ["BY_NAME", "GramMismatchError", "NonFiniteError"]

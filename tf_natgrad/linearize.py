@@ -1,4 +1,4 @@
-"""The Jacobian of a network at a point, as a pair of maps: one forward pass, any number of products."""
+"""Products with the Jacobian of a network and its transpose: one forward pass, any number of products."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FEW_ROWS = 2
 
 
 class Linearization:
-    """`J = dz/dtheta` at one batch, where `z` is what the tape recorded of the model.
+    """The Jacobian `J = dz/dtheta` on one batch, where `z` are the outputs that the tape recorded.
 
     The model ran once, when the tape was recorded: no product calls it again, so dropout masks are frozen and
     BatchNorm statistics move once. Both maps differentiate the tape: `J^T u` backward, `J v` backward through
@@ -36,13 +36,13 @@ class Linearization:
     Attributes:
         outputs: `z`, `[N, ..., C]`.
         flat_parameters: the layout of `[n]`.
-        rounding: the spacing of the numbers above one, in the coarsest arithmetic of the pass.
+        rounding: the spacing of floating-point numbers above one, in the lowest precision used by the pass.
 
     Args:
         outputs: a tensor recorded on `tape`.
         tape: a persistent tape, no longer recording.
-        flat_parameters: the variables with respect to which `J` is meant.
-        model: the model that ran, for what its layers say of precision and of convolutions.
+        flat_parameters: the variables to which `J` is the derivative.
+        model: the model that was called; its layers tell the precision, and whether products can be vectorised.
     """
 
     def __init__(self, outputs: tf.Tensor, tape: tf.GradientTape, flat_parameters: FlatParameters, model: ModelLike):
@@ -84,7 +84,7 @@ class Linearization:
             self._transpose = self._record_transpose()
 
     def jvp(self, tangents: TensorList) -> tf.Tensor:
-        """`J v`: one tensor per variable -> `[N, ..., C]`."""
+        """Computes `J v`: one tensor per variable -> `[N, ..., C]`."""
         self.prepare_jvp()
         # Inside a graph that closes over eager tapes the record belongs to that graph, and is not kept.
         outer, seed, pullback = self._transpose or self._record_transpose()
@@ -98,7 +98,7 @@ class Linearization:
         return image * scale if self._float16 else image
 
     def record_gradient(self, outer: tf.GradientTape, cotangent: tf.Tensor) -> None:
-        """Forms the gradient `J^T u` under a tape that saw the forward pass too, for `gradient_jvp`.
+        """Records the gradient `J^T u` on a tape that recorded the forward pass too, for `gradient_jvp`.
 
         Args:
             outer: a persistent tape, still recording.
@@ -107,7 +107,7 @@ class Linearization:
         self._gradient = outer, self._tape_gradient(self._sources, cotangent)
 
     def gradient_jvp(self, tangents: TensorList) -> list[tf.Tensor]:
-        """The derivative of the gradient of `record_gradient` along `v`: a Hessian product, by symmetry `H v`.
+        """Computes the derivative of the gradient of `record_gradient` along `v`, the Hessian product `H v`.
 
         Args:
             tangents: `v`, one tensor per variable.
@@ -132,11 +132,11 @@ class Linearization:
         return outer, seed, pullback
 
     def vjp(self, cotangent: tf.Tensor) -> list[tf.Tensor]:
-        """`J^T u`: `[N, ..., C]` -> one tensor per variable."""
+        """Computes `J^T u`: `[N, ..., C]` -> one tensor per variable."""
         return self.pullback_to(self._sources, cotangent)
 
     def pullback_to(self, sources: TensorList, cotangent: tf.Tensor) -> list[tf.Tensor]:
-        """`(dz/dsources)^T u` for variables or intermediate tensors of the same forward pass."""
+        """Computes `(dz/dsources)^T u` for variables or intermediate tensors of the same forward pass."""
         if not self._float16:
             return self._tape_gradient(sources, cotangent)
         scale = self._scale([cotangent])
@@ -144,7 +144,7 @@ class Linearization:
         return [tf.cast(g, cotangent.dtype) * scale for g in gradients]
 
     def map_rows(self, function: Callable[[tf.Tensor], Any], rows: tf.Tensor, signature: Any = None) -> Any:
-        """`function` of each row, where it takes products: vectorised if TensorFlow can, else one after the other.
+        """Computes `function`, which contains products, of each row: vectorised if possible, else one by one.
 
         Args:
             function: of one row, to a tensor or a structure of tensors.
@@ -161,7 +161,7 @@ class Linearization:
         return tf.map_fn(function, rows, parallel_iterations=1, fn_output_signature=signature)
 
     def map_products(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        """`map_rows` for whole products: all at once where overhead rules, one after the other where arithmetic does.
+        """Computes `function`, a whole product, of each row: vectorised if the products are small, else one by one.
 
         Args:
             function: of one row, to a tensor like a row.

@@ -13,7 +13,7 @@ from tf_natgrad._typing import TensorLike, TensorList
 
 
 class FlatParameters:
-    """Trainable variables seen as one vector `[n]`.
+    """The layout of trainable variables as one vector `[n]`.
 
     Every vector of this package (gradients, directions, eigenvectors, operands of curvature matrices) is laid
     out in this order: the variables in the order of the model's list, each one in row-major order.

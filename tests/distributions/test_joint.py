@@ -12,10 +12,10 @@ from tf_natgrad.distributions import (
     BernoulliPd,
     CategoricalPd,
     DiagGaussianPd,
-    JointPd,
     joint_likelihood,
     likelihood_of,
 )
+from tf_natgrad.distributions.joint import JointPd
 from tf_natgrad.operators import EmpiricalFisher, Fisher, GaussNewton, Hessian
 
 N, T = 7, 3

@@ -36,7 +36,7 @@ FLAGS = [None, "yes", 1, 0.0, [], [True], np.array([True, False]), Unrelated()]
 CHOICES = [None, "nonsense", "", 3, True, ["nonsense"], {}, np.array(["a", "b"]), a_function]
 PATHS = [3, 1.5, True, ["file"], a_function, Unrelated()]
 MODELS = [None, "model", 3, a_function, np.zeros([2, 2]), keras.Sequential, keras.losses.MeanSquaredError(), [1]]
-LOSSES = [
+NO_LOSSES = [
     None,
     "nonsense",
     "",
@@ -44,13 +44,16 @@ LOSSES = [
     a_function,
     keras.losses.MeanSquaredError,
     keras.losses.Huber(),
-    ["mse"],
-    {"a": "mse"},
+    [3],
+    [],
     np.zeros(2),
     tf.zeros([2]),
     keras.losses.MeanSquaredError(reduction="none"),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0),
 ]
+# Of several outputs, for a model with one.
+LOSSES = [*NO_LOSSES, ["mse", "mse"], {"a": "mse"}]
+COLLECTORS = [3, "x", (), {}, a_function, Unrelated()]
 
 # What no tensor of numbers can be made of.
 NOT_NUMBERS = [

@@ -103,7 +103,17 @@ DOORS = [
         {"mean": PARAMETERS, "std": numbers(0.0, exclusive=True)},
         {"mean": ("parameters",)},
     ),
-    Door("distributions.likelihood_of", ng.distributions.likelihood_of, {"loss": LOSS}, {"loss": bad.LOSSES}),
+    Door("distributions.likelihood_of", ng.distributions.likelihood_of, {"loss": LOSS}, {"loss": bad.NO_LOSSES}),
+    Door(
+        "distributions.joint_likelihood",
+        ng.distributions.joint_likelihood,
+        {"losses": ["mse", LOSS], "loss_weights": [1.0, 2.0]},
+        {
+            "losses": [None, "mse", 3, bad.a_function, [], {}, [None, None], ["nonsense", LOSS], [LOSS]],
+            "loss_weights": [3, "x", [1.0], [1.0, -1.0], [1.0, "a"], {"a": 1.0}, bad.a_function, [1.0, bad.NAN]],
+        },
+        {"losses": ("loss", "loss_weights")},
+    ),
     Door(
         "Likelihood.distribution",
         LIKELIHOOD.distribution,

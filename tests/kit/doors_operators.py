@@ -16,6 +16,7 @@ MODEL_OPTIONS = {
     "progress": bad.FLAGS,
     "record_calls": bad.FLAGS,
     "micro_batch_size": numbers(1, integer=True, optional=True),
+    "conditions": bad.COLLECTORS,
 }
 # The labels play no part in the Fisher.
 NO_LABELS = [d for d in DATA if not (isinstance(d, tuple) and len(d) == 2)]
@@ -54,6 +55,7 @@ DOORS = [
         {
             "base": [*bad.OPERATORS, MATRIX, MODEL],
             "damping": [*numbers(0.0), tf.zeros([2]), tf.constant("a"), 1j * tf.cast(1.0, tf.complex64)],
+            "conditions": bad.COLLECTORS,
         },
     ),
     Door("Fisher.damped", FISHER.damped, {"damping": 0.1}, {"damping": [*numbers(0.0), tf.zeros([2])]}),

@@ -13,6 +13,7 @@ SOLVE = {
     "operator": [*bad.OPERATORS, MODEL],
     "rhs": [*bad.vectors(SIZE), ng.operators.FactoredRhs(np.ones(ROWS + 1, "float32")), ng.operators.FactoredRhs(None)],
     "x0": bad.vectors(SIZE)[1:],
+    "conditions": bad.COLLECTORS,
 }
 SOLVE["rhs"] += [
     ng.operators.FactoredRhs("x"),

@@ -202,3 +202,27 @@ def test_cholesky_says_what_it_is_worth(caplog):
     bad = tf.linalg.LinearOperatorFullMatrix(np.diag([1.0, np.nan]), is_self_adjoint=True)
     with pytest.raises(ValueError, match=r"NaN or infinite entries"):
         ng.solvers.Cholesky().solve(bad, np.ones(2))
+
+
+def test_eigenpairs_of_a_penalised_matrix_are_those_of_the_dense_one(double):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, kernel_regularizer=keras.regularizers.L2(0.3))])
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    fisher = ng.operators.Fisher(model, keras.losses.SparseCategoricalCrossentropy(from_logits=True), x)
+    matrix = (fisher + ng.operators.Penalty(model)).damped(0.1)
+    expected = np.linalg.eigvalsh(matrix.to_dense())
+    for method in ("auto", "lanczos", "dense"):
+        found = ng.spectrum.eigsh(matrix, 2, method=method)
+        assert found.info.converged.all() and np.allclose(found.eigenvalues, expected[-2:], rtol=1e-6)
+
+
+def test_labels_of_a_data_set_are_its_own(double):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    x, y = np.random.default_rng(0).normal(size=(6, 3)), np.arange(6) % 4
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    fisher = ng.operators.Fisher(model, loss, tf.data.Dataset.from_tensor_slices((x, y)).batch(2))
+    assert not fisher.damped(0.1).is_one_batch
+    for call in (fisher.loss, fisher.gradient, fisher.loss_gradient):
+        with pytest.raises(ValueError, match=r"`y`.*come with the data"):
+            call(y)
+    with pytest.raises(ValueError, match=r"`sample_weight`.*come with the data"):
+        fisher.loss_gradient(None, np.ones(6))

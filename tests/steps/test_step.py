@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from training import MODES
 
-from tf_natgrad.steps import LevenbergMarquardt, LineSearch, StepReport, kl_radius, take
+from tf_natgrad.steps import LevenbergMarquardt, LineSearch, StepReport, Trial, accept, kl_radius, take
 
 
 class Quadratic:
@@ -183,3 +183,35 @@ def test_kl_radius():
 def test_bad_numbers_are_refused(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def _parabola(scale):
+    """`w^2` from `w = 4` to `4 - 10 scale`, which promises 8 a step."""
+    return Trial(tf.square(4.0 - 10.0 * scale), 0.05 * scale, 8.0 * scale)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("max_kl", "backtracks", "scale"),
+    [(None, 1, 0.5), (0.02, 2, 0.25), (0.001, 6, 2.0**-6)],
+    ids=["none", "some", "little"],
+)
+def test_a_search_judges_trials_alone(mode, max_kl, backtracks, scale):
+    report = _run(mode, lambda: LineSearch(shrink=0.5, max_backtracks=10).search(_parabola, tf.constant(16.0), max_kl))
+    assert report.accepted and report.scale == scale and report.backtracks == backtracks
+    assert report.actual_decrease == 16.0 - (4.0 - 10.0 * scale) ** 2 and report.predicted_decrease == 8.0 * scale
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_search_that_finds_nothing_rejects(mode):
+    def worse(scale):
+        return Trial(16.0 + scale, tf.zeros([]), 8.0 * scale)
+
+    report = _run(mode, lambda: LineSearch(max_backtracks=2).search(worse, tf.constant(16.0)))
+    assert not report.accepted and report.scale == 0.0 and report.kl == 0.0 and report.backtracks == 2
+
+
+def test_a_step_that_is_to_be_taken_is_reported_on():
+    report = accept(_parabola, tf.constant(16.0))
+    assert report.accepted and report.scale == 1.0 and report.actual_decrease == 16.0 - 36.0
+    assert report.reduction_ratio == (16.0 - 36.0) / 8.0

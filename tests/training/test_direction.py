@@ -14,7 +14,7 @@ from oracle import difference
 import tf_natgrad as ng
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import ConjugateGradient, get
-from tf_natgrad.training.direction import batch_direction
+from tf_natgrad.training.direction import DirectionSettings, batch_direction
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -57,10 +57,9 @@ class Problem:
 
         @tf.function(autograph=False)
         def traced(x, y, damping):
-            found = batch_direction(
-                self.model, training.sparse(), x, y, None, damping=damping, solver=solver, training=True, **options
-            )
-            return found.value, found.slope, found.quadratic_form, found.curvature_form
+            settings = DirectionSettings(solver, damping, **options)
+            found = batch_direction(self.model, training.sparse(), (x, y, None), settings)
+            return found.value, *found.model
 
         known = 0 if damping == 0 else tf.constant(damping, tf.float64)
         return [t.numpy() for t in traced(tf.constant(self.x), tf.constant(self.y), known)]
@@ -118,9 +117,8 @@ def test_products_with_a_penalty_run_under_xla():
 
     @tf.function(autograph=False, jit_compile=True)
     def compiled(x, y, damping):
-        return batch_direction(
-            problem.model, training.sparse(), x, y, None, damping=damping, solver=solver, training=True
-        ).value
+        settings = DirectionSettings(solver, damping)
+        return batch_direction(problem.model, training.sparse(), (x, y, None), settings).value
 
     value = compiled(tf.constant(problem.x), tf.constant(problem.y), tf.constant(0.125, tf.float64))
     matrix = problem.fisher + problem.curvature + 0.125 * np.eye(15)

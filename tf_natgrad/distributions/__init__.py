@@ -1,10 +1,9 @@
-"""What a network's outputs mean: distributions, their Fisher algebra, and the table from Keras losses to them."""
+"""Output distributions with their Fisher algebra, and the table from Keras losses to them."""
 
 from tf_natgrad.distributions._base import Distribution
 from tf_natgrad.distributions.bernoulli import BernoulliPd
 from tf_natgrad.distributions.categorical import CategoricalPd
 from tf_natgrad.distributions.gaussian import DiagGaussianPd
-from tf_natgrad.distributions.joint import JointLikelihood, JointPd
 from tf_natgrad.distributions.likelihood import Likelihood
 from tf_natgrad.distributions.losses import NegativeLogLikelihood, joint_likelihood, likelihood_of
 
@@ -13,8 +12,6 @@ __all__ = [
     "CategoricalPd",
     "DiagGaussianPd",
     "Distribution",
-    "JointLikelihood",
-    "JointPd",
     "Likelihood",
     "NegativeLogLikelihood",
     "joint_likelihood",

@@ -1,4 +1,4 @@
-"""The interface of an output distribution: what the network's outputs mean, and their Fisher algebra."""
+"""The interface of an output distribution: log-probabilities, samples, divergences and the factor of the Fisher."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tf_natgrad._typing import TensorLike
 
 
 class Distribution(abc.ABC):
-    """A batch of distributions, given by the parameters `[..., C]` that a network puts out.
+    """A batch of distributions whose parameters `[..., C]` are the outputs of a network.
 
-    The Fisher of the distribution in these parameters is `L = S S^T`, `[C, C]` for each entry of the batch. Only
-    the factor `S` (`[C, R]`) is ever needed, so a distribution of one's own defines `log_prob`, `sample`, `kl`,
-    `fisher_factor_columns` and `score_factor`; the rest follows.
+    The Fisher of the distribution in these parameters is `L = S S^T`, `[C, C]` for each entry of the batch. The package
+    uses the factor `S` (`[C, R]`) only, so a subclass defines `fisher_rank`, `log_prob`, `sample`, `kl`,
+    `fisher_factor_columns` and `score_factor`; all other methods are computed from these.
 
-    One that also says how many numbers a single draw has, `event_size`, has the shape of its labels checked.
+    If a subclass also defines `event_size`, the numbers in a single draw, the shape of its labels is checked.
 
     Args:
         parameters: floating-point tensor `[..., C]`.
@@ -40,33 +40,33 @@ class Distribution(abc.ABC):
     @property
     @abc.abstractmethod
     def fisher_rank(self) -> int:
-        """R, the number of columns of the factor `S`."""
+        """The number of columns of the factor `S`, R."""
 
     @abc.abstractmethod
     def log_prob(self, value: TensorLike) -> tf.Tensor:
-        """Log-probability of `value`, `[...]`."""
+        """Computes the log-probability of `value`, `[...]`."""
 
     @abc.abstractmethod
     def sample(self, seed: TensorLike) -> tf.Tensor:
-        """One draw per distribution, a function of the `[2]` integer `seed` alone."""
+        """Draws one value per distribution; the draw depends on the `[2]` integer `seed` only."""
 
     @abc.abstractmethod
     def kl(self, other: Distribution) -> tf.Tensor:
-        """`KL(self || other)`, `[...]`, in nats."""
+        """Computes `KL(self || other)`, `[...]`, in nats."""
 
     @abc.abstractmethod
     def fisher_factor_columns(self) -> tf.Tensor:
-        """The columns of `S`, as `[R, ..., C]`."""
+        """Computes the columns of `S`, as `[R, ..., C]`."""
 
     @abc.abstractmethod
     def score_factor(self, value: TensorLike) -> tf.Tensor:
-        """`u` `[..., R]` such that `S u` is the gradient of `-log_prob(value)` in the parameters."""
+        """Computes `u` `[..., R]` such that `S u` is the gradient of `-log_prob(value)` in the parameters."""
 
     def targets(self, value: TensorLike) -> tf.Tensor:
-        """`value` in the form that `log_prob` takes, checked. Losses call it; `log_prob` itself checks nothing.
+        """Converts `value` to the form that `log_prob` takes, and checks it. `log_prob` itself checks nothing.
 
-        With an `event_size` D that is `[..., D]`. A last axis that is missing for D = 1, or that is one too many and
-        has length 1, is put right; without an `event_size` the value is left as it is.
+        With an `event_size` D that form is `[..., D]`. If D = 1, the last axis may be missing; a last axis of length 1
+        that is one too many is removed. Without an `event_size` the value is returned unchanged.
 
         Args:
             value: labels, one or D numbers for each distribution.
@@ -80,9 +80,9 @@ class Distribution(abc.ABC):
         return self.checked_targets(value).judged()
 
     def checked_targets(self, value: TensorLike) -> Checked:
-        """`value` in the form that `log_prob` takes, with the conditions under which it is one, not yet judged.
+        """Converts `value` to the form that `log_prob` takes; returns the conditions on it without judging them.
 
-        Distributions with values of a kind of their own override this; `targets` judges.
+        Distributions whose labels need other checks override this method. `targets` calls it and judges the conditions.
 
         Args:
             value: labels, one or D numbers for each distribution.
@@ -99,36 +99,36 @@ class Distribution(abc.ABC):
         return event_targets(value, self.parameters, self.event_size)
 
     def mode(self) -> tf.Tensor:
-        """The most probable value."""
+        """Returns the most probable value."""
         raise NotImplementedError(f"{type(self).__name__} defines no mode")
 
     def entropy(self) -> tf.Tensor:
-        """Entropy, `[...]`, in nats."""
+        """Computes the entropy, `[...]`, in nats."""
         raise NotImplementedError(f"{type(self).__name__} defines no entropy")
 
     def self_kl(self) -> tf.Tensor:
-        """`KL(self || stop_gradient(self))`, `[...]`: zero, with the Fisher as its Hessian.
+        """Computes `KL(self || stop_gradient(self))`, `[...]`, whose value is zero and whose Hessian is the Fisher.
 
         Without `stop_gradient` the value would be identically zero, and its Hessian the zero matrix.
         """
         return self.kl(self.with_parameters(tf.stop_gradient(self.parameters)))
 
     def with_parameters(self, parameters: tf.Tensor) -> Distribution:
-        """The same kind of distribution at other parameters."""
+        """Returns a distribution of the same kind with other parameters."""
         return type(self)(parameters)
 
     def fisher_factor(self, vector: TensorLike) -> tf.Tensor:
-        """`S v`: `[..., R] -> [..., C]`."""
+        """Computes `S v`: `[..., R] -> [..., C]`."""
         vector = self._operand(vector, self.fisher_rank)
         return tf.einsum("...r,r...c->...c", vector, self.fisher_factor_columns())
 
     def fisher_factor_transpose(self, vector: TensorLike) -> tf.Tensor:
-        """`S^T v`: `[..., C] -> [..., R]`."""
+        """Computes `S^T v`: `[..., C] -> [..., R]`."""
         vector = self._operand(vector, self.parameters.shape[-1])
         return tf.einsum("...c,r...c->...r", vector, self.fisher_factor_columns())
 
     def sampled_score(self, seed: TensorLike) -> tf.Tensor:
-        """The gradient of `-log_prob` of a label drawn from the distribution itself, `[..., C]`.
+        """Computes the gradient of `-log_prob` of a label drawn from the distribution itself, `[..., C]`.
 
         The mean of its outer product over seeds is the Fisher `L`.
 
@@ -141,11 +141,11 @@ class Distribution(abc.ABC):
         return self.fisher_factor(self.score_factor(self.sample(seed)))
 
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
-        """`L v = S S^T v`: `[..., C] -> [..., C]`."""
+        """Computes `L v = S S^T v`: `[..., C] -> [..., C]`."""
         return self.fisher_factor(self.fisher_factor_transpose(vector))
 
     def _operand(self, vector: TensorLike, size: int) -> tf.Tensor:
-        """A vector for each distribution, `[..., size]`, looked at."""
+        """Converts a vector for each distribution, `[..., size]`, and checks its shape."""
         vector = _checks.as_tensor("vector", vector, self.parameters.dtype)
         expected = [*self.parameters.shape[:-1], size]
         if vector.shape.rank is None or list(vector.shape) == expected:
@@ -215,7 +215,7 @@ def of_shape(
         y: the targets.
         parameters: of the distributions.
         event: the shape of one draw.
-        received: what came, for the message.
+        received: a description of the argument, for the message.
         noun: what the targets are, for the message.
         remedy: what the user can do, for the message.
 

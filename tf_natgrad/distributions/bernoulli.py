@@ -29,7 +29,7 @@ class BernoulliPd(Distribution):
 
     @classmethod
     def from_probabilities(cls, probabilities: TensorLike) -> BernoulliProbabilitiesPd:
-        """The distribution whose own parameters are the probabilities of a one, `[..., D]`."""
+        """Makes the distribution whose parameters are the probabilities of a one, `[..., D]`."""
         return BernoulliProbabilitiesPd(probabilities)
 
     @property
@@ -52,7 +52,7 @@ class BernoulliPd(Distribution):
         return self.parameters.shape[-1]
 
     def checked_targets(self, value: TensorLike) -> Checked:
-        """Zeros and ones, or soft targets between them, as `[..., D]` (also `[...]` for D = 1).
+        """Converts zeros and ones, or soft targets between them, to `[..., D]` (also from `[...]` for D = 1).
 
         Args:
             value: the labels.
@@ -73,7 +73,7 @@ class BernoulliPd(Distribution):
         return tf.cast(self.logits > 0, tf.int64)
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
-        """Log-probability of zeros and ones (or of soft targets) `[..., D]`, summed over D."""
+        """Computes the log-probability of zeros and ones (or of soft targets) `[..., D]`, summed over D."""
         y = tf.cast(self._value(value), self.parameters.dtype)
         return tf.reduce_sum(y * self._log_p() + (1.0 - y) * self._log_q(), -1)
 
@@ -125,7 +125,7 @@ class BernoulliPd(Distribution):
 
 
 class BernoulliProbabilitiesPd(BernoulliPd):
-    """Independent Bernoulli variables whose own parameters are the probabilities of a one.
+    """D independent Bernoulli variables, parametrised by the probabilities of a one.
 
     Made by `BernoulliPd.from_probabilities`; the Fisher is `diag(1 / (p (1 - p)))`.
 

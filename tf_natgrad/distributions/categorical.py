@@ -56,7 +56,7 @@ class CategoricalPd(Distribution):
 
     @classmethod
     def from_probabilities(cls, probabilities: TensorLike) -> ProbabilitiesPd:
-        """The distribution whose own parameters are the probabilities `[..., C]`, each row summing to one."""
+        """Makes the distribution whose parameters are the probabilities `[..., C]`, each row summing to one."""
         return ProbabilitiesPd(probabilities)
 
     @property
@@ -82,7 +82,7 @@ class CategoricalPd(Distribution):
         return tf.argmax(self.parameters, axis=-1)
 
     def checked_targets(self, value: TensorLike) -> Checked:
-        """Class indices `[...]` (also `[..., 1]`), or soft targets `[..., C]`.
+        """Converts class indices `[...]` (also `[..., 1]`) to integers, or soft targets `[..., C]` to numbers.
 
         Args:
             value: the labels. One-hot rows are soft targets.
@@ -100,7 +100,7 @@ class CategoricalPd(Distribution):
         return class_indices(value, self, "Soft targets have one number for each class.")
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
-        """Log-probability of class indices `[...]`, or minus the cross-entropy with soft targets `[..., C]`."""
+        """Computes the log-probability of class indices `[...]`, or minus the cross-entropy of soft targets."""
         return tf.reduce_sum(tf.math.multiply_no_nan(self.log_probabilities, self._targets(value)), -1)
 
     def entropy(self) -> tf.Tensor:
@@ -188,7 +188,7 @@ class CategoricalPd(Distribution):
 
 
 class ProbabilitiesPd(CategoricalPd):
-    """Categorical distribution whose own parameters are the probabilities, for a network that ends in a softmax.
+    """Categorical distribution over C classes, parametrised by probabilities, for a network that ends in a softmax.
 
     The parameters are read as `p / sum(p)`, so the score is `y / p - 1` and the Fisher `diag(1 / p) - 1 1^T`.
     Through a softmax it gives the same factor, Gram matrix and Fisher of the model as the logits do. Made by

@@ -14,7 +14,7 @@ _LOG_2_PI = math.log(2.0 * math.pi)
 
 
 class _NormalPd(Distribution):
-    """What the two parametrisations share: mean, log of the standard deviation, and all that follows."""
+    """Base class of both parametrisations: computes everything from the mean and the log of the standard deviation."""
 
     @property
     def mean(self) -> tf.Tensor:
@@ -35,7 +35,7 @@ class _NormalPd(Distribution):
         return self.mean
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
-        """Log-density of `value` `[..., D]`, summed over D."""
+        """Computes the log-density of `value` `[..., D]`, summed over D."""
         return -tf.reduce_sum(0.5 * tf.square(self._standardised(value)) + self.log_std + 0.5 * _LOG_2_PI, -1)
 
     def entropy(self) -> tf.Tensor:
@@ -104,7 +104,7 @@ class DiagGaussianPd(_NormalPd):
 
     @classmethod
     def with_fixed_std(cls, mean: TensorLike, std: float) -> FixedStdGaussianPd:
-        """Normal variables whose only parameters are their means `[..., D]`; `std` is a constant > 0."""
+        """Makes normal variables whose only parameters are their means `[..., D]`; `std` is a constant > 0."""
         return FixedStdGaussianPd(mean, std)
 
     @property

@@ -1,4 +1,4 @@
-"""Several outputs with a loss each, read as one likelihood: their Fisher factors are stacked."""
+"""Several outputs with a loss each, combined into one likelihood by stacking their Fisher factors."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class _Part(NamedTuple):
 
 
 class JointPd(Distribution):
-    """Independent distributions of several outputs, as one distribution of each example.
+    """Independent distributions of several outputs, combined into one distribution per example.
 
     The parameters are those of all parts side by side, `[N, P]`. Each part `k` counts with a weight `w_k` per position:
     the log-probability is `sum_k w_k log p_k`, and the Fisher is block diagonal with blocks `w_k S_k S_k^T`.
 
     Args:
         parts: distributions with parameters `[N, ..., C]`, all but N known, each with its weights `[N, ...]`.
-        parameters: `[N, P]`, where they are not those of the parts.
+        parameters: `[N, P]`, if other than the parameters of the parts.
 
     Raises:
-        ValueError: if a number of positions is not known.
+        ValueError: if the number of positions of a part is not known statically.
     """
 
     def __init__(self, parts: Sequence[tuple[Distribution, tf.Tensor]], parameters: tf.Tensor | None = None):
@@ -85,7 +85,7 @@ class JointPd(Distribution):
         return JointPd(self._given, parameters)
 
     def log_prob(self, value: TensorLike) -> tf.Tensor:
-        """`sum_k w_k log p_k`, `[N]`, of labels as `pack` has them."""
+        """Computes `sum_k w_k log p_k`, `[N]`, of labels as `pack` returns them."""
         terms = [p.pd.log_prob(y) for p, y in zip(self._parts, self._unpacked(value), strict=True)]
         return self._weighted_sum(terms)
 
@@ -94,7 +94,7 @@ class JointPd(Distribution):
         return self._weighted_sum([p.pd.kl(q.pd) for p, q in zip(self._parts, other._parts, strict=True)])
 
     def mode(self) -> tf.Tensor:
-        """The most probable labels, as `pack` has them."""
+        """Returns the most probable labels, in the form that `pack` returns."""
         return self.pack([part.pd.mode() for part in self._parts])
 
     def sample(self, seed: TensorLike) -> tf.Tensor:
@@ -135,7 +135,7 @@ class JointPd(Distribution):
         return tf.concat(rows, 0)
 
     def pack(self, labels: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Labels of all parts side by side.
+        """Concatenates the labels of all parts.
 
         Args:
             labels: for each part, as its distribution takes them.
@@ -211,12 +211,12 @@ def _each_position(columns: tf.Tensor) -> tf.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class JointLikelihood(Likelihood):
-    """Losses of several outputs, each with a weight, as one likelihood.
+    """Losses of several outputs, each with a loss weight, as one likelihood.
 
     Attributes:
-        parts: for each output of the model its likelihood and weight, or `None` for an output without a loss.
-        names: of the outputs, or `None` where they are told by their order.
-        in_order: whether the parts are in the order of the outputs, should these come as a list.
+        parts: for each output of the model its likelihood and loss weight, or `None` for an output without a loss.
+        names: the names of the outputs, or `None` if the outputs are identified by their order.
+        in_order: whether the parts are in the order of the model's outputs, so that a list can be matched with them.
     """
 
     parts: tuple[tuple[Likelihood, float] | None, ...] = ()
@@ -233,7 +233,7 @@ class JointLikelihood(Likelihood):
         return dataclasses.replace(self, names=known, parts=tuple(by_name[name] for name in known), in_order=True)
 
     def distribution(self, outputs: Any) -> JointPd:
-        """The joint distribution of a batch without sample weights.
+        """Makes the joint distribution of a batch without sample weights.
 
         Args:
             outputs: a list or dictionary of tensors `[N, ..., C]`.
@@ -283,6 +283,8 @@ class JointLikelihood(Likelihood):
     def _flat(self, argument: str, value: Any) -> list[Any]:
         """One entry per part, out of a list in the order of the outputs, or a dictionary by their names."""
         received, expected = _checks.described(value), f"a list or dictionary of {len(self.parts)}, one for each loss"
+        if argument == "model" and not isinstance(value, dict | list | tuple):
+            argument, received, expected = "loss", f"{len(self.parts)} in a list or dictionary", "one, for one output"
         if isinstance(value, dict) and self.names is not None:
             wanted = [name for name, part in zip(self.names, self.parts, strict=True) if part is not None]
             if not set(wanted) <= set(value):

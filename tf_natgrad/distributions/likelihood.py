@@ -1,4 +1,4 @@
-"""How a loss is read as a likelihood: the distribution of the outputs, the weights of the positions, the labels."""
+"""A loss as a likelihood: the distribution of the outputs, the weights of the positions, and the labels."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
 
 
 class Reading(NamedTuple):
-    """What a likelihood makes of the outputs of a batch.
+    """The distribution of a batch's outputs, with the weights of its positions.
 
     Attributes:
-        pd: their distribution.
+        pd: the distribution of the outputs.
         weights: `w` of each position, `[N, ...]`.
         conditions: on outputs and sample weights, not yet judged.
     """
@@ -40,14 +40,15 @@ class Reading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """A loss read as `sum_i w_i (-log p(y_i | z_i))`, up to a constant.
+    """A loss in the form `sum_i w_i (-log p(y_i | z_i))`, up to a constant.
 
     Attributes:
-        loss: what the user gave (a Keras loss, its name, or a distribution class).
-        make_distribution: from network outputs `[N, ..., C]` to the distribution, whose `parameters` are what is
-            to be differentiated (the logits, where the outputs come straight from a softmax or sigmoid).
-        make_targets: from the user's `y` and the distribution to what `log_prob` takes, with its conditions.
-        reduction: Keras's name of how the losses of the batch are summed up.
+        loss: the loss that the user passed (a Keras loss, its name, or a distribution class).
+        make_distribution: a function from network outputs `[N, ..., C]` to the distribution. Its `parameters` are
+            differentiated: they are the logits if the outputs come directly from a softmax or sigmoid.
+        make_targets: a function from the user's `y` and the distribution to a `Checked` with the labels that
+            `log_prob` takes.
+        reduction: Keras's name of the reduction of the batch's losses.
         mean_over_outputs: whether the loss is a mean over the C outputs too (binary cross-entropy).
     """
 
@@ -58,7 +59,7 @@ class Likelihood:
     mean_over_outputs: bool = False
 
     def distribution(self, outputs: tf.Tensor) -> Distribution:
-        """The distribution that the network's outputs `[N, ..., C]` stand for.
+        """Makes the distribution of the network's outputs `[N, ..., C]`.
 
         Raises:
             TypeError: if the model has several outputs.
@@ -81,7 +82,7 @@ class Likelihood:
         return self.make_distribution(outputs)
 
     def read(self, outputs: tf.Tensor, sample_weight: TensorLike | None) -> Reading:
-        """The distribution of a batch's outputs with the weights of its positions.
+        """Computes the distribution of a batch's outputs and the weights of its positions.
 
         Args:
             outputs: the network's outputs `[N, ..., C]`.
@@ -98,7 +99,7 @@ class Likelihood:
         return Reading(pd, weights, [*conditions, *self.output_conditions(outputs, pd, weights)])
 
     def for_model(self, model: ModelLike) -> Likelihood:
-        """The same likelihood, its parts in the order of a model's outputs.
+        """Returns the same likelihood with its parts in the order of a model's outputs.
 
         Args:
             model: a Keras model.
@@ -110,7 +111,7 @@ class Likelihood:
         return self
 
     def targets(self, y: TensorLike, pd: Distribution) -> tf.Tensor:
-        """`y` in the form that `pd.log_prob` takes.
+        """Converts `y` to the form that `pd.log_prob` takes, and checks it.
 
         Raises:
             ValueError: if its shape or its labels do not fit the distribution.
@@ -118,7 +119,7 @@ class Likelihood:
         return self.checked_targets(y, pd).judged()
 
     def checked_targets(self, y: TensorLike, pd: Distribution) -> Checked:
-        """`y` in the form that `pd.log_prob` takes, with the conditions under which it is one.
+        """Converts `y` to the form that `pd.log_prob` takes; returns the conditions on it without judging them.
 
         Raises:
             ValueError: if its shape is known not to fit.
@@ -128,12 +129,12 @@ class Likelihood:
         return Checked(targets, [*conditions, *same_batch("y", targets, pd)])
 
     def check_outputs(self, outputs: tf.Tensor, pd: Distribution, weights: tf.Tensor) -> None:
-        """Refuses outputs that are taken as probabilities and are none, such as logits.
+        """Raises an error if outputs that should be probabilities are not, such as logits.
 
         Args:
             outputs: the network's outputs.
-            pd: their distribution.
-            weights: of the positions; those of weight zero are left out.
+            pd: the distribution of the outputs.
+            weights: of the positions; positions of weight zero are not checked.
 
         Raises:
             ValueError: if an output lies outside [0, 1] or, for a categorical, a row does not sum to one.
@@ -141,15 +142,15 @@ class Likelihood:
         judge(self.output_conditions(outputs, pd, weights))
 
     def output_conditions(self, outputs: tf.Tensor, pd: Distribution, weights: tf.Tensor) -> list[Condition]:
-        """The conditions under which outputs may be taken for what the loss takes them for.
+        """Returns the condition that outputs are probabilities, if the loss takes them as such.
 
         Args:
             outputs: the network's outputs.
-            pd: their distribution.
-            weights: of the positions; those of weight zero are left out.
+            pd: the distribution of the outputs.
+            weights: of the positions; positions of weight zero are not checked.
 
         Returns:
-            One condition where outputs are taken as probabilities, else none.
+            One condition, or an empty list.
         """
         if not isinstance(pd, ProbabilitiesPd | BernoulliProbabilitiesPd):
             return []
@@ -172,7 +173,7 @@ class Likelihood:
         return [Condition(sound, text)]
 
     def weights(self, outputs: tf.Tensor, pd: Distribution, sample_weight: TensorLike | None) -> tf.Tensor:
-        """`w`, the weight of each position `[N, ...]`, as Keras's reduction has it.
+        """Computes `w`, the weight of each position `[N, ...]`, by the rule of Keras's reduction.
 
         Args:
             outputs: the network's outputs (they may carry a Keras mask).
@@ -188,7 +189,7 @@ class Likelihood:
         return self.checked_weights(outputs, pd, sample_weight).judged()
 
     def checked_weights(self, outputs: tf.Tensor, pd: Distribution, sample_weight: TensorLike | None) -> Checked:
-        """`w` as `weights` has it, with the conditions on what was given.
+        """Computes `w` as `weights` does; returns the conditions on `sample_weight` without judging them.
 
         Args:
             outputs: the network's outputs (they may carry a Keras mask).
@@ -196,7 +197,7 @@ class Likelihood:
             sample_weight: `[N]`, `[N, 1]` or one weight per position, or `None`.
 
         Returns:
-            Weights `[N, ...]`, on condition that those given are finite and not negative.
+            Weights `[N, ...]`, with the condition that the sample weights are finite and not negative.
 
         Raises:
             ValueError: if the shape is known not to fit.

@@ -1,4 +1,4 @@
-"""The one table from Keras losses to the distributions of which they are the negative log-likelihood."""
+"""The table from Keras losses to the distributions whose negative log-likelihood they are."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tf_natgrad.distributions.likelihood import MEAN_REDUCTIONS, Likelihood, at_
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
 class NegativeLogLikelihood(keras.losses.Loss):
-    """The negative log-likelihood of a distribution class, as a Keras loss: how a loss of one's own reaches `fit`.
+    """The negative log-likelihood of a distribution class, as a Keras loss for `compile` and `fit`.
 
-    The network's outputs are the parameters of the distribution. It is saved by the name of the class: define or
-    import the class before `keras.saving.load_model`, or pass it in `custom_objects`.
+    The network's outputs are the parameters of the distribution. A saved model holds the name of the class:
+    define or import the class before `keras.saving.load_model`, or pass it in `custom_objects`.
 
     >>> import keras, numpy as np
     >>> from tf_natgrad.distributions import DiagGaussianPd
@@ -36,7 +36,7 @@ class NegativeLogLikelihood(keras.losses.Loss):
     0.9189
 
     Args:
-        distribution: a subclass of `Distribution` that is made from the outputs `[N, ..., C]` alone.
+        distribution: a subclass of `Distribution` whose constructor takes the outputs `[N, ..., C]` only.
         reduction: as for every Keras loss.
         name: the loss's name.
 
@@ -56,7 +56,7 @@ class NegativeLogLikelihood(keras.losses.Loss):
         self.distribution = distribution
 
     def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
-        """`-log p(y | z)` of each position.
+        """Computes `-log p(y | z)` of each position.
 
         Args:
             y_true: the labels, as `Distribution.targets` takes them.
@@ -76,12 +76,12 @@ class NegativeLogLikelihood(keras.losses.Loss):
         return -pd.log_prob(Checked(targets, conditions).judged())
 
     def get_config(self) -> dict:
-        """The constructor's arguments."""
+        """Returns the constructor's arguments."""
         return super().get_config() | {"distribution": self.distribution.__name__}
 
     @classmethod
     def from_config(cls, config: dict) -> NegativeLogLikelihood:
-        """A loss from what `get_config` returned."""
+        """Makes a loss from what `get_config` returned."""
         name = config["distribution"]
         found = keras.saving.get_registered_object(name, module_objects=_subclasses(Distribution))
         if found is None:
@@ -105,7 +105,7 @@ def _subclasses(cls: type) -> dict[str, type]:
 
 
 def likelihood_of(loss: LossLike) -> Likelihood:
-    """Reads a loss as a likelihood.
+    """Finds the likelihood of a loss in the table below.
 
     | loss | distribution |
     |---|---|
@@ -118,14 +118,14 @@ def likelihood_of(loss: LossLike) -> Likelihood:
     'sum_over_batch_size'
 
     Args:
-        loss: a Keras loss object or function, its name, or a subclass of `Distribution`. It is never guessed. For a
-            model with several outputs, a list or dictionary of them; see `joint_likelihood`.
+        loss: a Keras loss object or function, its name, or a subclass of `Distribution`. An unknown loss is an
+            error. For a model with several outputs, a list or dictionary of losses; see `joint_likelihood`.
 
     Returns:
         A `Likelihood`.
 
     Raises:
-        ValueError: if the loss is unknown, or has an option that is not a likelihood.
+        ValueError: if the loss is unknown, or has an option with which it is no likelihood.
     """
     if isinstance(loss, Likelihood):
         return loss
@@ -173,7 +173,7 @@ def likelihood_of(loss: LossLike) -> Likelihood:
 
 
 def joint_likelihood(losses: Any, loss_weights: Any = None) -> Likelihood:
-    """Reads the losses of several outputs as one likelihood, to be passed wherever a loss is.
+    """Combines the losses of several outputs into one likelihood, which can be passed in place of a loss.
 
     >>> joint_likelihood(["mse", "mse"], loss_weights=[1.0, 0.5]).reduction
     'sum_over_batch_size'
@@ -181,14 +181,14 @@ def joint_likelihood(losses: Any, loss_weights: Any = None) -> Likelihood:
     Args:
         losses: a list in the order of the model's outputs, or a dictionary by their names, of losses or `None`; see
             `likelihood_of`.
-        loss_weights: a number >= 0 for each of them, in a list or dictionary alike; by default 1.
+        loss_weights: a number >= 0 for each loss, in a list or dictionary like `losses`; by default 1.
 
     Returns:
-        A likelihood whose loss is the weighted sum of the losses, as Keras's.
+        A likelihood whose loss is the weighted sum of the losses, as in Keras.
 
     Raises:
-        ValueError: if the structures differ, a weight is negative, no output has a loss, or the losses are not reduced
-            alike.
+        ValueError: if the structures differ, a loss weight is negative, no output has a loss, or the losses have
+            different reductions.
         TypeError: if a loss or weight is of the wrong type.
     """
     expected = "a list or dictionary of losses, one for each output"

@@ -1,4 +1,4 @@
-"""What a layer rule is: the share of one layer in the Gram matrix, without the Jacobian."""
+"""The interface of a layer rule, which computes the share of one layer in the Gram matrix without the Jacobian."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Scales = Mapping[int, tf.Tensor]
 
 @dataclasses.dataclass
 class LayerCall:
-    """One call of one layer, as `capture` saw it.
+    """One call of one layer, as recorded by `capture`.
 
     Attributes:
         layer: the layer.
         args: positional arguments of `layer.call`, in the layer's compute dtype.
         kwargs: keyword arguments of `layer.call`.
-        output: what the rule differentiates to: the pre-activation, or the layer's output.
+        output: the tensor at which the rule takes gradients: the pre-activation, or the layer's output.
         values: the trainable variables' values at the time of the call.
-        refusal: why no rule can treat this call, or `None`.
+        refusal: the reason why no rule applies to this call, or `None`.
     """
 
     layer: keras.layers.Layer
@@ -47,7 +47,7 @@ class LayerCall:
 
 
 class Rule(abc.ABC):
-    """How the layers of some classes contribute to `K = A A^T`.
+    """Computes the share of layers of some classes in `K = A A^T`.
 
     With `d` the gradients of `Q` output columns of each of `N` examples with respect to a call's output
     (`[Q, N, ...]`, column q of example i in `d[q, i]`), and `G[q, i]` the resulting gradient of the layer's
@@ -58,14 +58,14 @@ class Rule(abc.ABC):
     pre_activation: bool = False
 
     def supports(self, layer: keras.layers.Layer) -> bool:
-        """Whether this rule is right for this instance."""
+        """Returns whether this rule is right for this instance of the layer class."""
         return True
 
     def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
-        """What `gram` needs of the gradients of some columns: by default, the gradients.
+        """Reduces the gradients of some columns to what `gram` needs: by default, the gradients themselves.
 
-        Columns are differentiated a few at a time where all of them would not fit; a rule that needs less than the
-        gradients at every position says so here.
+        If the gradients of all columns would not fit in memory, a few columns are differentiated at a time. A rule that
+        needs less than the gradients at every position reduces them here.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
@@ -85,15 +85,15 @@ class Rule(abc.ABC):
         dtype: tf.DType,
         scales: Scales | None = None,
     ) -> tf.Tensor:
-        """The share `[Q N, Q N]` of all calls of one layer, jointly.
+        """Computes the share `[Q N, Q N]` of all calls of one layer, cross terms between calls included.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
-            summaries: what `summarise` made of the gradients, all columns together.
+            summaries: what `summarise` returned, for all columns together.
             dtype: in which the sums are taken.
             scales: `s_v > 0` for each trainable variable `v` of the layer, by `id(v)`, in that dtype: the share is
                 then `sum_v s_v K_v`, where `K_v` is that of `v` alone. `None` for all ones. A rule whose `gram`
-                does not take this argument serves wherever no scales are asked for.
+                does not take this argument is used only where there are no scales.
 
         Returns:
             A symmetric matrix.
@@ -107,7 +107,7 @@ class WeightGradientRule(Rule):
     def weight_gradients(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
     ) -> list[tf.Tensor]:
-        """One tensor `[Q, N, ...]` per weight (or per part of the layer), summed over positions and calls.
+        """Computes one tensor `[Q, N, ...]` per variable (or per part of the layer), summed over positions and calls.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
@@ -119,7 +119,7 @@ class WeightGradientRule(Rule):
         """
 
     def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
-        """The variable that each of the `weight_gradients` belongs to: by default, one part per variable, in order.
+        """Returns the variable of each of the `weight_gradients`: by default, one part per variable, in order.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
@@ -155,7 +155,7 @@ class WeightGradientRule(Rule):
 
 
 def products(parts: tf.Tensor) -> tf.Tensor:
-    """All inner products between rows, `[Q, N, ...] -> [Q N, Q N]`.
+    """Computes all inner products between rows, `[Q, N, ...] -> [Q N, Q N]`.
 
     Args:
         parts: one array per column and example.
@@ -171,7 +171,7 @@ def products(parts: tf.Tensor) -> tf.Tensor:
 
 
 def symmetric_product(rows: tf.Tensor) -> tf.Tensor:
-    """`rows rows^T` of a matrix, where it is large without the products that symmetry gives.
+    """Computes `rows rows^T` of a matrix; of a large one only the blocks on and below the diagonal.
 
     Args:
         rows: `[m, k]`.
@@ -196,11 +196,11 @@ def symmetric_product(rows: tf.Tensor) -> tf.Tensor:
 
 
 def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> bool:
-    """Whether these are all the trainable variables of a layer, so that a rule about them is right for it.
+    """Returns whether these are all the trainable variables of a layer, so that a rule for them is right for the layer.
 
     Args:
         layer: the layer.
-        *weights: its weights, `None` for those it does without.
+        *weights: its variables, `None` for one that the layer does not have.
 
     Returns:
         `True` or `False`.

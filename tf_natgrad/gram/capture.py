@@ -1,4 +1,4 @@
-"""Records the calls of the layers that own weights, within one forward pass, and leaves the model as it was."""
+"""Records the calls of layers with trainable weights during one forward pass, and restores the model afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Record:
 
     Attributes:
         calls: of layers with trainable weights, in the order in which they happened.
-        refusal: why per-example gradients do not exist for this pass, or `None`.
+        refusal: the reason why per-example gradients do not exist for this pass, or `None`.
     """
 
     def __init__(self):
@@ -38,7 +38,7 @@ class Record:
 
     @contextlib.contextmanager
     def inside(self, layer: keras.layers.Layer) -> Iterator[None]:
-        """While a layer is called, its variables may be read.
+        """Allows reads of a layer's variables while the layer is called.
 
         Args:
             layer: the layer.
@@ -53,10 +53,10 @@ class Record:
             self._inside.pop()
 
     def note_read(self, variable: keras.Variable) -> None:
-        """Refuses the Gram matrix where a variable is read outside of the calls that its rules know of.
+        """Notes a refusal of the Gram matrix if a variable is read outside of the recorded calls of its layers.
 
         Args:
-            variable: the one that is read.
+            variable: the variable that is read.
         """
         if not any(id(variable) in own for own in self._inside):
             self.refusal = self.refusal or (
@@ -65,9 +65,9 @@ class Record:
             )
 
     def groups(self, flat_parameters: FlatParameters) -> list[list[LayerCall]]:
-        """The calls that use these variables; those that share some, together.
+        """Groups the calls that use these variables; calls that share variables are in one group.
 
-        Calls share variables where a layer is called twice, or where weights are tied between layers.
+        Calls share variables if a layer is called twice, or if weights are tied between layers.
 
         Args:
             flat_parameters: the variables of the Gram matrix.
@@ -85,7 +85,7 @@ class Record:
         return [calls for own, calls in groups if own & wanted]
 
     def gram(self, linearization: Linearization, columns: tf.Tensor, scales: Scales | None = None) -> tf.Tensor:
-        """`K = A A^T` for the rows whose output gradients are `columns`, or `A diag(scales) A^T`.
+        """Computes `K = A A^T` for the rows whose output gradients are `columns`, or `A diag(scales) A^T`.
 
         Args:
             linearization: of the pass that was recorded.
@@ -97,7 +97,7 @@ class Record:
             `[Q N, Q N]`, rows with q major, in the dtype of the variables.
 
         Raises:
-            ValueError: where `refusal_for` says why not; if a scale is missing, or a rule takes none.
+            ValueError: if `refusal_for` returns a reason, a scale is missing, or a rule takes no scales.
         """
         refusal = self.refusal_for(linearization.flat_parameters, linearization.outputs.shape[0])
         if refusal is not None:
@@ -127,11 +127,11 @@ class Record:
         return tf.add_n([r.gram(calls, s, dtype, *extra) for r, calls, s in zip(rules, groups, summaries, strict=True)])
 
     def refusal_for(self, flat_parameters: FlatParameters, examples: int | None = None) -> str | None:
-        """Why the Gram matrix of these variables does not exist for this pass, with what to do, or `None`.
+        """Returns the reason why these variables have no Gram matrix for this pass, and what to do; or `None`.
 
         Args:
             flat_parameters: the variables of the Gram matrix.
-            examples: of the batch, where that is known.
+            examples: the number of examples in the batch, if known.
 
         Returns:
             The reason in words.
@@ -211,10 +211,10 @@ def _in_chunks_of_columns(function: Callable, columns: tf.Tensor, size: int) -> 
 
 @contextlib.contextmanager
 def capture(model: keras.layers.Layer) -> Iterator[Record]:
-    """Records what the Gram rules need of the model's next call.
+    """Records the layer calls of the model's next call, for the rules of the Gram matrix.
 
     Within the context, the `call` (and for some layers the `activation`) of every layer with trainable weights is
-    replaced by a recording one; on leaving, all is as before.
+    replaced by a recording one; on leaving the context, the model is restored.
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -227,7 +227,7 @@ def capture(model: keras.layers.Layer) -> Iterator[Record]:
         model: a Keras model, built or not.
 
     Yields:
-        The `Record` that fills up.
+        The `Record`, which is filled while the model is called.
     """
     record = Record()
     graph = _keras.graph_now()

@@ -1,4 +1,4 @@
-"""Which rule is whose: one table from layer classes to rules."""
+"""The table from layer classes to rules."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ FALLBACK = FallbackRule()
 
 
 def register_rule(layer_class: type, rule: Rule) -> None:
-    """Makes `rule` the rule of a layer class (of exactly that class: a subclass may compute something else).
+    """Registers the rule of a layer class (of exactly that class: a subclass may compute something else).
 
     Args:
         layer_class: a subclass of `keras.layers.Layer`.
-        rule: how its calls contribute to the Gram matrix.
+        rule: computes the share of the layer's calls in the Gram matrix.
     """
     _RULES[layer_class] = rule
 
 
 def has_rule(layer: keras.layers.Layer) -> bool:
-    """Whether a rule is registered for the layer's class."""
+    """Returns whether a rule is registered for the layer's class."""
     return type(layer) in _RULES
 
 
 def registered_rule(layer: keras.layers.Layer) -> Rule:
-    """The rule registered for the layer's class, whether or not it is right for this instance."""
+    """Returns the rule registered for the layer's class, even if it is not right for this instance."""
     return _RULES.get(type(layer), FALLBACK)
 
 
 def rule_for(layer: keras.layers.Layer) -> Rule:
-    """The rule registered for the layer's class if it is right for this instance, or the fallback."""
+    """Returns the rule registered for the layer's class if it is right for this instance, else the fallback."""
     rule = registered_rule(layer)
     return rule if rule.supports(layer) else FALLBACK
 

@@ -1,4 +1,4 @@
-"""Whether the Gram matrix of the recorded calls is that of the Jacobian: one random vector, two ways."""
+"""Compares the Gram matrix of the recorded calls with the Jacobian, by computing one quadratic form in two ways."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ CAUSE = (
 
 
 def gram_mismatch(record: Record, linearization: Linearization, live: tf.Tensor) -> tf.Tensor:
-    """By how much `v^T K v` and `|A^T v|^2` differ, relative to the trace of `K`, for random rows and a random `v`.
+    """Computes the difference of `v^T K v` and `|A^T v|^2`, relative to the trace of `K`, for random rows and `v`.
 
-    The rows are not those of an output factor but two random combinations of the outputs of each example: what is
-    checked is the Jacobian, and the cost is that of three backward passes, whatever the number of outputs.
+    The rows are two random combinations of the outputs of each example, not those of an output factor: this checks the
+    Jacobian at the cost of three backward passes, whatever the number of outputs.
 
     Args:
         record: the calls of one forward pass.
-        linearization: the same pass, as the tape saw it.
-        live: `[N, ..., 1]`, zero at positions that count nowhere, one elsewhere.
+        linearization: of the same pass.
+        live: `[N, ..., 1]`, zero at positions of weight zero, one elsewhere.
 
     Returns:
-        A scalar in the dtype of the variables; NaN where the batch is not finite.
+        A scalar in the dtype of the variables; NaN if the batch is not finite.
 
     Raises:
-        ValueError: where `record.refusal_for` says why there is no Gram matrix at all.
+        ValueError: if `record.refusal_for` returns a reason why there is no Gram matrix.
     """
     z, dtype = linearization.outputs, linearization.flat_parameters.dtype
     columns = tf.random.stateless_normal(tf.concat([[2], tf.shape(z)], 0), _SEED, dtype=z.dtype) * live
@@ -50,7 +50,7 @@ def gram_mismatch(record: Record, linearization: Linearization, live: tf.Tensor)
 
 
 def tolerated_mismatch(linearization: Linearization) -> float:
-    """The mismatch that rounding explains.
+    """Returns the largest mismatch that rounding explains.
 
     Args:
         linearization: of the pass that is checked.

@@ -1,4 +1,4 @@
-"""What all curvature matrices share: a linear operator `[n, n]` that never becomes dense unasked."""
+"""The base class of all curvature matrices, a linear operator `[n, n]` that becomes dense only on request."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from tf_natgrad.parameters import FlatParameters
 
 
 class CurvatureOperator(ExplicitlyDense):
-    """A symmetric matrix `[n, n]` over a model's trainable variables, known by its products.
+    """A symmetric matrix `[n, n]` over a model's trainable variables, given by its products with vectors.
 
-    On one batch it is the matrix at the weights of its construction: it keeps what the forward pass recorded and is
-    not changed by later updates of the weights. Over a data set the model is called at each product, at the weights
-    of that moment.
+    An operator on one batch keeps the forward pass of its construction: later updates of the weights do not change it.
+    An operator over a data set calls the model at each product, with the current weights.
 
-    What would silently form the dense matrix or its inverse (`solve`, `inverse`, `cholesky`, `eigvals`, ...) is
-    refused; `to_dense` is explicit and estimates its memory first.
+    Methods that would silently form the dense matrix or its inverse (`solve`, `inverse`, `cholesky`, `eigvals`, ...)
+    raise an error. `to_dense` forms the matrix after an estimate of its memory.
 
     Args:
         flat_parameters: the layout of `[n]`.
@@ -49,14 +48,14 @@ class CurvatureOperator(ExplicitlyDense):
 
     @property
     def is_one_batch(self) -> bool:
-        """Whether products use one recorded pass, rather than a pass over many batches for each."""
+        """Whether products use one recorded pass; if not, each product takes a pass over many batches."""
         return True
 
     @abc.abstractmethod
     def product(self, vector: tf.Tensor) -> tf.Tensor:
-        """The product with one vector, as graph code: it checks nothing, and may be part of a loop.
+        """Computes the product with one vector, as graph code: it checks nothing, and may be part of a loop.
 
-        `prepare` comes first, outside of the loop; `matvec` does both, with checks.
+        Call `prepare` first, outside of the loop; `matvec` does both, with checks.
 
         Args:
             vector: `[n]`.
@@ -66,10 +65,10 @@ class CurvatureOperator(ExplicitlyDense):
         """
 
     def prepare(self) -> None:
-        """Does once, outside of any loop, what the products share. Called by solvers; cheap to repeat."""
+        """Computes what all products share, once and outside of any loop. Solvers call it; repeating it is cheap."""
 
     def compiled(self, key: object, function: Callable) -> Callable:
-        """`function` as a graph that closes over this operator's tapes; in a trace, itself.
+        """Returns `function` as a graph that closes over this operator's tapes; in a trace, `function` itself.
 
         Args:
             key: identifies the function, so that it is traced once per operator and shape of its arguments.
@@ -84,7 +83,7 @@ class CurvatureOperator(ExplicitlyDense):
 
     @property
     def is_step_by_step(self) -> bool:
-        """Whether eager products are left eager, so that their parts can report on their progress."""
+        """Whether eager products are not compiled as a whole, so that they can show their progress."""
         return False
 
     def _as_graph(self, key: object, function: Callable) -> Callable:
@@ -108,7 +107,7 @@ class CurvatureOperator(ExplicitlyDense):
         return call
 
     def kept(self, key: object, make: Callable[[], object]) -> object:
-        """What `make()` returned when this key was first asked for: work space that lives as long as the operator.
+        """Returns an object that lives as long as the operator: `make()` makes it at the first call with this key.
 
         Args:
             key: identifies it.
@@ -124,11 +123,11 @@ class CurvatureOperator(ExplicitlyDense):
 
     @plain_python
     def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
-        """The product with one vector.
+        """Computes the product with one vector.
 
         Args:
             x: `[n]`.
-            adjoint: of no consequence, the matrix being symmetric.
+            adjoint: has no effect, as the matrix is symmetric.
             name: for TensorFlow's name scopes.
 
         Returns:
@@ -146,11 +145,11 @@ class CurvatureOperator(ExplicitlyDense):
 
     @plain_python
     def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
-        """The product with k vectors at once.
+        """Computes the products with k vectors at once.
 
         Args:
             x: `[n, k]`, or `[k, n]` with `adjoint_arg`.
-            adjoint: of no consequence, the matrix being symmetric.
+            adjoint: has no effect, as the matrix is symmetric.
             adjoint_arg: whether `x` is to be transposed first.
             name: for TensorFlow's name scopes.
 
@@ -172,7 +171,7 @@ class CurvatureOperator(ExplicitlyDense):
             return self.compiled("matmul", lambda r: tf.einsum("kn->nk", self.products(r)))(rows)
 
     def products(self, rows: tf.Tensor) -> tf.Tensor:
-        """The products with several vectors, as graph code; `matmul` has the checks.
+        """Computes the products with several vectors, as graph code; `matmul` has the checks.
 
         Args:
             rows: `[k, n]`.
@@ -183,7 +182,7 @@ class CurvatureOperator(ExplicitlyDense):
         return self.map_rows(self.product, rows)
 
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        """`function`, of which products of this operator are part, for each row; as graph code.
+        """Computes `function`, which contains products of this operator, of each row; as graph code.
 
         Args:
             function: of one row, to a tensor.
@@ -196,7 +195,7 @@ class CurvatureOperator(ExplicitlyDense):
 
     @plain_python
     def to_dense(self, *, memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense") -> tf.Tensor:
-        """The matrix itself, after an estimate of its memory.
+        """Computes the dense matrix, after an estimate of its memory.
 
         Args:
             memory_limit: bytes that it may take.
@@ -214,12 +213,12 @@ class CurvatureOperator(ExplicitlyDense):
             return tf.ensure_shape(self.compiled("dense", self.dense_matrix)(), [self._flat.size, self._flat.size])
 
     def dense_matrix(self) -> tf.Tensor:
-        """The matrix itself, `[n, n]`, as graph code; `to_dense` looks at its memory first."""
+        """Computes the dense matrix `[n, n]`, as graph code; `to_dense` estimates its memory first."""
         return over_units(self.products, self._flat.size, self.dtype)
 
     @plain_python
     def diag_part(self, name: str = "diag_part") -> tf.Tensor:
-        """The diagonal, exactly, without the dense matrix; it takes as many products as there are rows or columns.
+        """Computes the exact diagonal without the dense matrix; it takes as many products as there are rows or columns.
 
         Args:
             name: for TensorFlow's name scopes.
@@ -232,12 +231,12 @@ class CurvatureOperator(ExplicitlyDense):
             return self.compiled("diag_part", self.diagonal)()
 
     def diagonal(self) -> tf.Tensor:
-        """The diagonal, `[n]`, as graph code; see `diag_part`."""
+        """Computes the diagonal `[n]`, as graph code; see `diag_part`."""
         return over_units(lambda units: tf.reduce_sum(units * self.products(units), 1), self._flat.size, self.dtype)
 
     @plain_python
     def trace(self, name: str = "trace") -> tf.Tensor:
-        """The trace, exactly: the sum of `diag_part`. `spectrum.hutchinson_trace` estimates it with fewer products.
+        """Computes the exact trace, the sum of `diag_part`; `spectrum.hutchinson_trace` estimates it more cheaply.
 
         Args:
             name: for TensorFlow's name scopes.
@@ -249,7 +248,7 @@ class CurvatureOperator(ExplicitlyDense):
 
     @plain_python
     def damped(self, damping: TensorLike) -> CurvatureOperator:
-        """`self + damping * I`.
+        """Returns `self + damping * I`.
 
         Args:
             damping: a number >= 0, or a scalar tensor.
@@ -262,7 +261,7 @@ class CurvatureOperator(ExplicitlyDense):
         return Damped(self, damping)
 
     def __add__(self, other: CurvatureOperator) -> CurvatureOperator:
-        """`self + other`, over the same variables; damping stays outside of the sum.
+        """Returns `self + other`, over the same variables; damping stays outside of the sum.
 
         Args:
             other: a curvature operator.
@@ -280,7 +279,7 @@ class CurvatureOperator(ExplicitlyDense):
         return total.damped(tf.add_n(dampings)) if dampings else total
 
     def to_scipy(self):
-        """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays.
+        """Returns the operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays.
 
         Returns:
             A SciPy operator of the same shape and dtype.

@@ -241,7 +241,7 @@ def run_batch(
     """Calls a model once on a batch and keeps what curvature needs of it.
 
     Args:
-        model: a Keras model with one output.
+        model: a Keras model.
         likelihood: the loss.
         x: the inputs.
         y: the labels, or `None`.

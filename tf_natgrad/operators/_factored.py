@@ -1,4 +1,4 @@
-"""Matrices `A^T A` whose factor is known, and the right-hand sides that go with them."""
+"""Matrices `A^T A` with a known factor `A`, and right-hand sides in terms of `A`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tf_natgrad.operators._dense import over_units
 class FactoredRhs(NamedTuple):
     """A right-hand side `A^T u + damping * shift + rest`, for a matrix `A^T A + damping I`.
 
-    Kept apart, the three are solved for without the cancellation that their sum would suffer.
+    Solvers use the three parts separately, which avoids the cancellation that their sum would cause.
 
     Attributes:
         u: `[m]`, one number per row of the factor `A`.
         shift: `[n]` or `None`.
-        rest: `[n]` or `None`: what does not lie in the range of `A^T`, such as a regulariser's gradient.
+        rest: `[n]` or `None`: the part that is not in the range of `A^T`, such as a regulariser's gradient.
     """
 
     u: tf.Tensor | None
@@ -32,7 +32,7 @@ class FactoredRhs(NamedTuple):
 
 
 class FactoredOperator(CurvatureOperator):
-    """A matrix `A^T A` whose factor `A` `[m, n]` and Gram matrix `K = A A^T` `[m, m]` are known by products."""
+    """A matrix `A^T A` with products of its factor `A` `[m, n]` and a Gram matrix `K = A A^T` `[m, m]`."""
 
     @property
     def is_positive_semi_definite(self) -> bool:
@@ -41,21 +41,21 @@ class FactoredOperator(CurvatureOperator):
     @property
     @abc.abstractmethod
     def rows(self) -> int | None:
-        """m, where it is known statically."""
+        """The number of rows of `A`, m, or `None` if it is not known statically."""
 
     @property
     def gram_refusal(self) -> str | None:
-        """Why `gram` is refused for this operator, or `None`."""
+        """The reason why this operator has no Gram matrix, or `None`."""
         return None
 
     @property
     def rounding(self) -> float:
-        """The spacing of the numbers above one, in the arithmetic that forms the Gram matrix."""
+        """The spacing of floating-point numbers above one, in the precision in which the Gram matrix is formed."""
         return float(np.finfo(self.dtype.as_numpy_dtype).eps)
 
     @abc.abstractmethod
     def gram_matrix(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
-        """`K = A A^T`, as graph code, where `gram_refusal` is `None`; `gram` has the check.
+        """Computes `K = A A^T`, as graph code, if `gram_refusal` is `None`; `gram` has the check.
 
         Args:
             scales: a positive scalar for each variable, by its `id`, for `A diag(scales) A^T`; or `None` for all ones.
@@ -66,7 +66,7 @@ class FactoredOperator(CurvatureOperator):
 
     @abc.abstractmethod
     def factor_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """`A v`, as graph code; `factor_matvec` has the checks.
+        """Computes `A v`, as graph code; `factor_matvec` has the checks.
 
         Args:
             vector: `[n]`.
@@ -77,7 +77,7 @@ class FactoredOperator(CurvatureOperator):
 
     @abc.abstractmethod
     def factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """`A^T u`, as graph code; `factor_transpose_matvec` has the checks.
+        """Computes `A^T u`, as graph code; `factor_transpose_matvec` has the checks.
 
         Args:
             vector: `[m]`.
@@ -88,13 +88,13 @@ class FactoredOperator(CurvatureOperator):
 
     @plain_python
     def gram(self) -> tf.Tensor:
-        """`K = A A^T` `[m, m]`: the non-zero eigenvalues of the matrix, in a matrix of the size of the batch.
+        """Computes `K = A A^T` `[m, m]`, which has the non-zero eigenvalues of the matrix and the size of the batch.
 
         Returns:
             A symmetric matrix, formed layer by layer, without the Jacobian.
 
         Raises:
-            ValueError: where `gram_refusal` says why there is none.
+            ValueError: if `gram_refusal` is a reason.
         """
         if self.is_one_batch and self.gram_refusal is not None:
             raise ValueError(self.gram_refusal)
@@ -102,7 +102,7 @@ class FactoredOperator(CurvatureOperator):
 
     @plain_python
     def factor_matvec(self, x: TensorLike) -> tf.Tensor:
-        """`A x`: `[n] -> [m]`.
+        """Computes `A x`: `[n] -> [m]`.
 
         Args:
             x: `[n]`.
@@ -120,7 +120,7 @@ class FactoredOperator(CurvatureOperator):
 
     @plain_python
     def factor_transpose_matvec(self, u: TensorLike) -> tf.Tensor:
-        """`A^T u`: `[m] -> [n]`.
+        """Computes `A^T u`: `[m] -> [n]`.
 
         Args:
             u: `[m]`.
@@ -137,7 +137,7 @@ class FactoredOperator(CurvatureOperator):
 
     @plain_python
     def factor(self) -> tf.Tensor:
-        """`A` `[m, n]` itself. It takes `m n` numbers: for small networks and tests."""
+        """Computes the dense factor `A` `[m, n]`, for small networks and tests."""
         return tf.ensure_shape(self.compiled("dense_factor", self._dense_factor)(), [self.rows, self._flat.size])
 
     def _dense_factor(self) -> tf.Tensor:

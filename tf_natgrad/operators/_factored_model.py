@@ -1,4 +1,4 @@
-"""Curvature matrices of a model that have a factor: the output space's, between Jacobians."""
+"""Curvature matrices of a model with a factor `A`, made of a factor `S` of the output space and the Jacobian."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tf_natgrad.operators._model import ModelOperator
 
 
 class FactoredModelOperator(ModelOperator, FactoredOperator):
-    """A matrix `sum_i w_i J_i^T S_i S_i^T J_i`: a factor of the output space between Jacobians."""
+    """A matrix `sum_i w_i J_i^T S_i S_i^T J_i`, with `S_i` a factor of the output space."""
 
     @abc.abstractmethod
     def _factor(self, batch: Batch, index: tf.Tensor | int) -> OutputFactor:
@@ -39,7 +39,7 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
 
     @property
     def gram_checked(self) -> bool:
-        """Whether the Gram matrix was found to be that of the Jacobian; known in eager code, once it was asked for."""
+        """Whether the Gram matrix was compared with the Jacobian and agreed; this happens in eager code only."""
         return self.is_one_batch and self.batch.gram_checked
 
     @property
@@ -48,20 +48,24 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
 
     @plain_python
     def loss_gradient(self, y: TensorLike | None = None, sample_weight: TensorLike | None = None) -> FactoredRhs:
-        """The gradient of the loss, as a right-hand side that solvers treat without cancellation.
+        """Computes the gradient of the loss, as a right-hand side that solvers use without cancellation.
 
         Args:
-            y: the labels, as Keras's loss takes them, where they did not come with the data.
-            sample_weight: the weights of the gradient, where they differ from those of the matrix.
+            y: the labels, as Keras's loss takes them, if they are not part of the data; on one batch only.
+            sample_weight: the sample weights of the gradient, if other than those of the matrix; on one batch only.
 
         Returns:
-            `FactoredRhs(u)` with `A^T u` the gradient where the factor is exact; else `FactoredRhs(None, rest=g)`.
+            `FactoredRhs(u)` with `A^T u` the gradient if the factor is exact; else `FactoredRhs(None, rest=g)`.
 
         Raises:
-            ValueError: if labels or weights do not fit, or a weight is positive where that of the matrix is zero.
+            ValueError: if labels or sample weights do not fit, or one is positive where that of the matrix is zero.
         """
         if not self.is_one_batch:
-            return FactoredRhs(None, rest=self.gradient())
+            if sample_weight is not None:
+                raise ValueError(
+                    _checks.message("sample_weight", "a value, for many batches", "None", "Weights come with the data.")
+                )
+            return FactoredRhs(None, rest=self.gradient(y))
         batch = self.batch
         weights = batch.weights
         if sample_weight is not None:

@@ -55,18 +55,30 @@ def unpack(data: Any, several: bool = False) -> tuple[Any, Any, Any]:
     if not 1 <= len(data) <= 3:
         raise ValueError(_checks.message("data", f"a tuple of {len(data)}", "`x`, `(x, y)` or `(x, y, sample_weight)`"))
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    return as_inputs(x), _as_labels("y", y, several), _as_labels("sample_weight", sample_weight, several)
+    return as_inputs(x), as_labels("y", y, several), as_labels("sample_weight", sample_weight, several)
 
 
-def _as_labels(argument: str, value: Any, several: bool) -> Any:
-    """A tensor, or a list or dictionary of tensors for several outputs; data sets give tuples of tensors there."""
+def as_labels(argument: str, value: Any, several: bool) -> Any:
+    """Labels or sample weights as a tensor, or as a list or dictionary of tensors for several outputs.
+
+    Args:
+        argument: what they are called, for the message.
+        value: an array, or a structure of arrays; data sets give tuples of tensors for several outputs.
+        several: whether a list of arrays is one for each of several outputs.
+
+    Returns:
+        Tensors, or `None` for `None`.
+
+    Raises:
+        TypeError: if one cannot be a tensor.
+    """
     if value is None:
         return None
     if isinstance(value, dict):
-        return {name: _as_labels(argument, part, False) for name, part in value.items()}
+        return {name: as_labels(argument, part, False) for name, part in value.items()}
     from_data_set = isinstance(value, tuple) and all(tf.is_tensor(part) for part in value)
     if isinstance(value, list | tuple) and (several or from_data_set):
-        return [_as_labels(argument, part, False) for part in value]
+        return [as_labels(argument, part, False) for part in value]
     return _checks.as_tensor(argument, value)
 
 
@@ -124,4 +136,4 @@ def check_fits(model: ModelLike, x: Any) -> None:
         )
 
 
-__all__ = ["as_inputs", "check_fits", "input_conditions", "unpack"]
+__all__ = ["as_inputs", "as_labels", "check_fits", "input_conditions", "unpack"]

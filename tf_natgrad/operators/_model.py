@@ -1,4 +1,4 @@
-"""Curvature matrices of a model: one batch that stays linearised, or a data set that is gone through anew."""
+"""Curvature matrices of a model: on one batch that is linearised once, or over a data set read at each product."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad._conditions import Condition
+from tf_natgrad._conditions import Condition, check_collector
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
-from tf_natgrad.distributions import Distribution, JointLikelihood, Likelihood, likelihood_of
+from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
+from tf_natgrad.distributions.joint import JointLikelihood
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch, run_batch
@@ -25,21 +26,21 @@ class ModelOperator(CurvatureOperator):
     """A curvature matrix of a model's loss on data.
 
     Args:
-        model: a Keras model with one output.
-        loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
+        model: a Keras model.
+        loss: a Keras loss, its name, or a `Distribution` subclass; for several outputs a list or dictionary of losses.
         data: one batch, `x`, `(x, y)` or `(x, y, sample_weight)`, on which the model is called once; or a finite
-            `tf.data.Dataset` of such batches, on which it is called at each product, in inference mode, and which is
-            weighted by the sizes of its batches.
-        sample_weight: weights of the examples of one batch, or `None`.
+            `tf.data.Dataset` of such batches, on which the model is called at each product, in inference mode. Batches
+            are weighted by their sizes.
+        sample_weight: sample weights of one batch, or `None`.
         training: the mode in which the model is called on one batch.
-        variables: the trainable variables that the matrix is about; by default all of the model's.
+        variables: the trainable variables over which the matrix is formed; by default all of the model's.
         progress: whether products over a data set show a progress bar.
-        micro_batch_size: where the record of one batch would not fit in memory, the examples of the pieces into which
-            it is cut. The model is then called at each product, as it is over a data set.
-        conditions: a list to which the conditions on values (labels in range, finite inputs) are added, for a caller
-            who judges them together with others; by default they are judged at once.
-        record_calls: whether the one pass also records what the Gram matrix needs. Without it the model is called once
-            more where that matrix is asked for, which is refused if the weights have changed by then.
+        micro_batch_size: the number of examples in a micro-batch, for a batch that does not fit in memory. The model is
+            then called on each micro-batch at each product, as over a data set.
+        conditions: a list to which the conditions on values (labels in range, finite inputs) are added; the caller
+            judges them. By default they are judged at once.
+        record_calls: whether the forward pass also records the layer calls that the Gram matrix needs. If not, the
+            model is called again when the Gram matrix is needed; this is an error if the weights have changed since.
 
     Raises:
         ValueError: if an argument is out of its range, or the data are empty or not finite, or a data set is to be
@@ -70,6 +71,7 @@ class ModelOperator(CurvatureOperator):
         _checks.check_flag("training", training)
         _checks.check_flag("progress", progress)
         _checks.check_flag("record_calls", record_calls)
+        check_collector("conditions", conditions)
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         is_data_set = isinstance(data, tf.data.Dataset)
@@ -146,7 +148,7 @@ class ModelOperator(CurvatureOperator):
 
     @property
     def source(self) -> Source:
-        """Where the examples come from."""
+        """The source of the examples."""
         return self._source
 
     @property
@@ -164,7 +166,7 @@ class ModelOperator(CurvatureOperator):
 
     @property
     def batch_or_none(self) -> Batch | None:
-        """The one batch of this operator, or `None` where it goes through many."""
+        """The one batch of this operator, or `None` if it has many."""
         return self._source.batch
 
     @property
@@ -207,6 +209,13 @@ class ModelOperator(CurvatureOperator):
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._source.map_rows(function, rows)
 
+    def _check_labels(self, y: TensorLike | None) -> None:
+        """Refuses other labels than those of the data where these come in many batches."""
+        if y is not None and not self.is_one_batch:
+            raise ValueError(
+                _checks.message("y", "labels, for many batches", "None", "Labels of many batches come with the data.")
+            )
+
     def _total(self, name: str, of_batch: Callable[[Batch], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
         """A sum that is asked for from outside; over one batch it is not worth a graph."""
 
@@ -217,7 +226,7 @@ class ModelOperator(CurvatureOperator):
 
     @plain_python
     def loss(self, y: TensorLike | None = None) -> tf.Tensor:
-        """The loss `-sum_i w_i log p(y_i | z_i)` (for a squared error, up to a constant).
+        """Computes the loss `-sum_i w_i log p(y_i | z_i)` (for a squared error, up to a constant).
 
         Args:
             y: the labels, where they did not come with the data.
@@ -225,6 +234,7 @@ class ModelOperator(CurvatureOperator):
         Returns:
             A scalar.
         """
+        self._check_labels(y)
 
         def of_batch(batch: Batch) -> tf.Tensor:
             return tf.cast(batch.loss(y), self.dtype)
@@ -233,7 +243,7 @@ class ModelOperator(CurvatureOperator):
 
     @plain_python
     def gradient(self, y: TensorLike | None = None) -> tf.Tensor:
-        """The gradient of the loss, `[n]`.
+        """Computes the gradient of the loss, `[n]`.
 
         Args:
             y: the labels, where they did not come with the data.
@@ -241,6 +251,7 @@ class ModelOperator(CurvatureOperator):
         Returns:
             `[n]`.
         """
+        self._check_labels(y)
 
         def of_batch(batch: Batch) -> tf.Tensor:
             return self._flat.flatten(batch.gradient(self._flat.tensors, y, batch.weights))
@@ -249,7 +260,7 @@ class ModelOperator(CurvatureOperator):
 
     @plain_python
     def plain_gradient(self, y: TensorLike, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:
-        """The gradient of the loss in any variables of the model, from the same forward pass.
+        """Computes the gradient of the loss in any variables of the model, from the same forward pass.
 
         Args:
             y: the labels.

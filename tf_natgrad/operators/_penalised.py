@@ -1,4 +1,4 @@
-"""The curvature of a loss with weight regularisers: what a step solves for."""
+"""The curvature of a loss with weight regularisers, damped: the matrix of the system that a step solves."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def penalised(
 ) -> tuple[CurvatureOperator, CurvatureOperator | None]:
     """Adds the curvature of the weight regularisers and the damping to a Fisher.
 
-    Of a penalty whose curvature may be negative the positive part is taken, with which a step goes downhill.
+    If the curvature of a penalty may be negative, its positive part is used, so that a step goes downhill.
 
     Args:
-        fisher: of the loss without its penalties.
-        damping: a number >= 0 or a scalar tensor; the number 0 asks for none.
+        fisher: the Fisher of the loss without its penalties.
+        damping: a number >= 0 or a scalar tensor; the number 0 means no damping.
         conditions: a list to which the condition on the damping is added; by default it is judged at once.
 
     Returns:

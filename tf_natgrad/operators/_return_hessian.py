@@ -14,7 +14,7 @@ from tf_natgrad.operators._base import CurvatureOperator
 
 
 class ReturnHessian(CurvatureOperator):
-    """What estimates of the Hessian of a return share: one of them is not symmetric, and has a transpose of its own."""
+    """The base class of estimates of the Hessian of a return, one of which is not symmetric."""
 
     @property
     @abc.abstractmethod
@@ -28,7 +28,7 @@ class ReturnHessian(CurvatureOperator):
 
     @abc.abstractmethod
     def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """The product of the transposed matrix with a vector, as graph code.
+        """Computes the product of the transposed matrix with a vector, as graph code.
 
         Args:
             vector: `[n]`.
@@ -39,7 +39,7 @@ class ReturnHessian(CurvatureOperator):
 
     @abc.abstractmethod
     def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
-        """`v^T M_e v` of each episode, as graph code; `quadratic_forms` has the checks.
+        """Computes `v^T M_e v` of each episode, as graph code; `quadratic_forms` has the checks.
 
         Args:
             vector: `[n]`.
@@ -49,7 +49,7 @@ class ReturnHessian(CurvatureOperator):
         """
 
     def quadratic_forms(self, vector: TensorLike) -> tf.Tensor:
-        """`v^T M_e v` of each episode, before its weight: independent over episodes, for error bars.
+        """Computes `v^T M_e v` of each episode, without the episode's weight; the episodes are independent.
 
         Args:
             vector: `v`, `[n]`.
@@ -62,7 +62,7 @@ class ReturnHessian(CurvatureOperator):
         return self.compiled("quadratic_forms", self.episode_forms)(vector)
 
     def symmetrize(self) -> CurvatureOperator:
-        """`(H + H^T) / 2`, for the estimator that is not symmetric; else itself.
+        """Returns `(H + H^T) / 2` for the estimator that is not symmetric, else the operator itself.
 
         Returns:
             A symmetric operator.
@@ -70,7 +70,7 @@ class ReturnHessian(CurvatureOperator):
         return self if self.is_self_adjoint else _Symmetrized(self)
 
     def matvec(self, x: TensorLike, adjoint: bool = False, name: str = "matvec") -> tf.Tensor:
-        """The product with one vector; with `adjoint`, of the transposed matrix.
+        """Computes the product with one vector; with `adjoint`, of the transposed matrix.
 
         Args:
             x: `[n]`.
@@ -88,7 +88,7 @@ class ReturnHessian(CurvatureOperator):
             return self.compiled("adjoint", self.adjoint_product)(x)
 
     def matmul(self, x: TensorLike, adjoint: bool = False, adjoint_arg: bool = False, name: str = "matmul"):
-        """The product with k vectors at once; with `adjoint`, of the transposed matrix.
+        """Computes the products with k vectors at once; with `adjoint`, of the transposed matrix.
 
         Args:
             x: `[n, k]`, or `[k, n]` with `adjoint_arg`.
@@ -112,7 +112,7 @@ class ReturnHessian(CurvatureOperator):
         return tf.transpose(super().dense_matrix())
 
     def to_scipy(self):
-        """The operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays."""
+        """Returns the operator as a `scipy.sparse.linalg.LinearOperator` on NumPy arrays."""
         import scipy.sparse.linalg
 
         def maps(adjoint):

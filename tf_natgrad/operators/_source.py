@@ -1,4 +1,4 @@
-"""Where the examples of a matrix come from: what all sources share, and the one that is a single batch."""
+"""The interface of the sources of examples, and the source that is a single batch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tf_natgrad.operators._batch import Batch
 
 
 class Source(abc.ABC):
-    """The examples of a matrix: what the sum over them is, whether they are at hand at once or come in parts."""
+    """The examples of a matrix, in one batch or in several; it computes sums over them."""
 
     @property
     @abc.abstractmethod
     def batch(self) -> Batch | None:
-        """The single batch, recorded once; `None` where the model is called anew for each sum."""
+        """The single batch, recorded once; `None` if the model is called again for each sum."""
 
     @property
     def shows_progress(self) -> bool:
-        """Whether eager sums report on their progress, and are therefore not compiled as a whole."""
+        """Whether eager sums show their progress, and are therefore not compiled as a whole."""
         return False
 
     @property
     @abc.abstractmethod
     def gram_refusal(self) -> str | None:
-        """Why there is no Gram matrix of these examples, or `None`."""
+        """The reason why these examples have no Gram matrix, or `None`."""
 
     @abc.abstractmethod
     def sum(
@@ -38,10 +38,10 @@ class Source(abc.ABC):
         *operands: tf.Tensor,
         record_calls: bool = False,
     ) -> tf.Tensor:
-        """The sum of `function(batch, *operands)` over the examples, eagerly or as graph code.
+        """Computes the sum of `function(batch, *operands)` over the examples, eagerly or as graph code.
 
         Args:
-            name: tells this function from others of the same operator.
+            name: identifies this function among those of the same operator.
             function: of a `Batch` and the operands.
             like: a tensor of the shape and dtype of the result.
             *operands: tensors that are the same for all examples.
@@ -56,7 +56,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        """`function`, of which a `sum` is part, for each row; as graph code.
+        """Computes `function`, which contains a `sum`, of each row; as graph code.
 
         Args:
             function: of one row, to a tensor like it.
@@ -68,7 +68,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self) -> None:
-        """Does once, outside of any loop, what the products with a Jacobian share."""
+        """Computes what all products with the Jacobian share, once and outside of any loop."""
 
 
 class OneBatch(Source):

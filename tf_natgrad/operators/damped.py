@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad._conditions import Condition, note
+from tf_natgrad._conditions import Condition, check_collector, note
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators.penalty import Penalty
@@ -13,18 +13,18 @@ from tf_natgrad.operators.sum import Sum
 
 
 class Damped(CurvatureOperator):
-    """`base + damping * I`, `[n, n]`; what `operator.damped(damping)` returns.
+    """The damped matrix `base + damping * I`, `[n, n]`, which `operator.damped(damping)` returns.
 
-    Solvers look at `.base` and `.damping`: the Gram form needs them apart. Where `base` is a `Sum` of one factored
-    matrix and of a `Penalty` that is a constant for each variable, the constants join the damping: `.base` is the
-    factored matrix then, and `.damping_by_variable` what is added to it.
+    The Gram form needs `.base` and `.damping` separately. If `base` is a `Sum` of one factored matrix and a `Penalty`
+    that is a constant for each variable, the constants are added to the damping: `.base` is then the factored matrix
+    alone, and `.damping_by_variable` holds the numbers that are added to its diagonal.
 
     Attributes:
         damping: scalar tensor >= 0.
-        static_damping: its value, where it is known while tracing, or `None`.
+        static_damping: its value if it is known while tracing, else `None`.
         damping_by_variable: `damping` plus the penalty's constant, a positive scalar tensor for each variable; `None`
-            where one number damps all variables. Where the damping is not known while tracing it must be positive,
-            unless all constants are.
+            if one number damps all variables. A damping that is not known while tracing must be positive, unless all
+            constants are.
 
     Args:
         base: a curvature operator.
@@ -42,6 +42,7 @@ class Damped(CurvatureOperator):
     def __init__(self, base: CurvatureOperator, damping: TensorLike, conditions: list[Condition] | None = None):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
+        check_collector("conditions", conditions)
         note(_conditions_on(damping), conditions)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
@@ -60,17 +61,17 @@ class Damped(CurvatureOperator):
 
     @property
     def base(self) -> CurvatureOperator:
-        """The matrix without damping, nor what has joined it."""
+        """The matrix without the damping, and without the penalties that were added to the damping."""
         return self._base.value
 
     @property
     def whole(self) -> CurvatureOperator:
-        """The matrix without damping, penalties included."""
+        """The matrix without the damping, penalties included."""
         return self._whole.value
 
     @property
     def is_positive(self) -> tf.Tensor:
-        """Whether all that is added to the base is positive, a scalar boolean tensor."""
+        """Whether every number that is added to the diagonal of the base is positive, a scalar boolean tensor."""
         if self.damping_by_variable is None:
             return self.damping > 0
         return tf.reduce_min(tf.stack(self.damping_by_variable)) > 0
@@ -78,6 +79,10 @@ class Damped(CurvatureOperator):
     @property
     def is_positive_semi_definite(self) -> bool:
         return self.base.is_positive_semi_definite
+
+    @property
+    def is_one_batch(self) -> bool:
+        return self.base.is_one_batch
 
     @property
     def is_step_by_step(self) -> bool:

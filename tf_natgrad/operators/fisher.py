@@ -1,4 +1,4 @@
-"""The Fisher information matrix of a Keras model, and its empirical namesake."""
+"""The Fisher information matrix of a Keras model, and the empirical Fisher."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tf_natgrad.operators._factors import ExactFactor, OutputFactor, label_facto
 
 
 class Fisher(FactoredModelOperator):
-    """`F = sum_i w_i J_i^T L_i J_i`, `[n, n]`, of a model on data, at the weights of its construction.
+    """The Fisher `F = sum_i w_i J_i^T L_i J_i`, `[n, n]`, of a model on data, at the weights of its construction.
 
     `J_i` `[C, n]` is the Jacobian of the network's outputs at example i, `L_i` `[C, C]` the Fisher of the output
-    distribution in its own parameters, `w_i` the weight of the example in the loss (`1 / N` for a mean loss,
-    times its `sample_weight`). With `L_i = S_i S_i^T` it is `A^T A`, `A` `[m, n]` the stack of
+    distribution in its own parameters, `w_i` the weight of the example in the loss (`1 / N` for a mean loss, times the
+    sample weight). With `L_i = S_i S_i^T` it is `A^T A`, `A` `[m, n]` the stack of
     `sqrt(w_i) S_i^T J_i`, rows ordered with the columns of `S` major and the examples minor.
 
-    Outputs `[N, T, C]` count as N T positions, as in Keras's losses; each has its rows of `A`, but with `kind="mc"`
-    those of an example are summed. For binary cross-entropy and mean squared error the mean over the outputs is part
-    of the matrix, as it is of the loss.
+    Outputs `[N, T, C]` have N T positions, as in Keras's losses. Each position has rows of `A` of its own; with
+    `kind="mc"` the rows of an example are summed. For binary cross-entropy and mean squared error the mean over the
+    outputs is part of the matrix, as it is of the loss.
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
@@ -33,14 +33,15 @@ class Fisher(FactoredModelOperator):
     (TensorShape([16]), TensorShape([16, 16]), TensorShape([15, 15]))
 
     Args:
-        model: a Keras model with one output.
-        loss: a Keras loss, its name, or a `Distribution` subclass; see `likelihood_of`. Never guessed.
-        data: one batch, or a `tf.data.Dataset`; see `ModelOperator`. The labels are not used, the Fisher has none.
+        model: a Keras model.
+        loss: a Keras loss, its name, or a `Distribution` subclass; see `likelihood_of`. For several outputs a list or
+            dictionary of losses; see `joint_likelihood`.
+        data: one batch, or a `tf.data.Dataset`; see `ModelOperator`. The Fisher does not depend on the labels.
         kind: `"exact"` (the expectation over labels in closed form) or `"mc"` (labels drawn from the model, at each
             position of an example independently).
-        seed: fixes the draw of `"mc"`: the same matrix at each product. An integer, or a scalar tensor of one.
-        mc_samples: draws per example, for `"mc"`. `A` has one row for each: `sum_t sqrt(w_it) score_it^T J_it` over
-            the positions t of example i, divided by `sqrt(mc_samples)`.
+        seed: of the labels of `"mc"`, an integer or a scalar tensor of one. All products use the same labels.
+        mc_samples: the number of draws per example, for `"mc"`. `A` has one row for each draw:
+            `sum_t sqrt(w_it) score_it^T J_it` over the positions t of example i, divided by `sqrt(mc_samples)`.
         **options: `sample_weight`, `training`, `variables`, `progress`, `micro_batch_size`; see `ModelOperator`.
 
     Raises:
@@ -77,7 +78,7 @@ class Fisher(FactoredModelOperator):
         return sampled_factor(batch.pd, self._seed, self._mc_samples, index)
 
     def exact_factor_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """`A v` of the exact Fisher `A^T A`, whatever the kind of this one, as graph code.
+        """Computes `A v` with the factor of the exact Fisher, whatever the kind of this one, as graph code.
 
         Args:
             vector: `[n]`.
@@ -86,14 +87,14 @@ class Fisher(FactoredModelOperator):
             One number per row of that factor.
 
         Raises:
-            ValueError: if the operator goes through many batches.
+            ValueError: if the operator has many batches.
         """
         return self._rows_by(ExactFactor(self.batch.pd), vector)
 
     def to_dense(
         self, *, method: str = "factor", memory_limit: int = DENSE_MEMORY_LIMIT, name: str = "to_dense"
     ) -> tf.Tensor:
-        """The matrix itself, after an estimate of its memory.
+        """Computes the dense matrix, after an estimate of its memory.
 
         Args:
             method: `"factor"` (`A^T A`) or `"hessians"` (`tf.hessians` of the mean self-KL, as in the blog: it
@@ -125,9 +126,10 @@ class Fisher(FactoredModelOperator):
 
 
 class EmpiricalFisher(FactoredModelOperator):
-    """`sum_i w_i g_i g_i^T`, `[n, n]`, with `g_i` the gradient of example i's negative log-likelihood at its label.
+    """The empirical Fisher `sum_i w_i g_i g_i^T`, `[n, n]`, `g_i` being the gradient of example i's loss at its label.
 
-    It is not the Fisher: its labels are the data's, not the model's own, and it vanishes where the data are fitted.
+    It is not the Fisher: its labels are those of the data, not drawn from the model, and it is zero where the data are
+    fitted exactly.
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -135,8 +137,8 @@ class EmpiricalFisher(FactoredModelOperator):
     TensorShape([4, 4])
 
     Args:
-        model: a Keras model with one output.
-        loss: a Keras loss, its name, or a `Distribution` subclass.
+        model: a Keras model.
+        loss: a Keras loss, its name, or a `Distribution` subclass; for several outputs a list or dictionary of losses.
         data: one batch `(x, y)`, or a `tf.data.Dataset` of such; see `ModelOperator`.
         **options: `sample_weight`, `training`, `variables`, `progress`, `micro_batch_size`; see `ModelOperator`.
 

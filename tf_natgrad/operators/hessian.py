@@ -9,10 +9,10 @@ from tf_natgrad.operators._model import ModelOperator
 
 
 class Hessian(ModelOperator):
-    """`H = d^2 / dtheta^2 sum_i w_i (-log p(y_i | z_i))`, `[n, n]`, at the weights of its construction.
+    """The Hessian `H = d^2 / dtheta^2 sum_i w_i (-log p(y_i | z_i))`, `[n, n]`, at the weights of its construction.
 
-    It is the Hessian of the data loss, in the scale of the loss; regularisers are not part of it. A product
-    differentiates the gradient backward once more, without a new forward pass on one batch.
+    It is the Hessian of the data loss, without regularisers. A product differentiates the gradient of the loss once
+    more; on one batch it needs no new forward pass.
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
@@ -20,7 +20,7 @@ class Hessian(ModelOperator):
     [8.0, 8.0, 8.0, 8.0]
 
     Args:
-        model: a Keras model with one output.
+        model: a Keras model.
         loss: a Keras loss, its name, or a `Distribution` subclass.
         data: one batch `(x, y)`, or a `tf.data.Dataset` of such; see `ModelOperator`.
         **options: `sample_weight`, `training`, `variables`, `progress`; see `ModelOperator`.
@@ -43,7 +43,7 @@ class Hessian(ModelOperator):
 
 
 class GaussNewton(ModelOperator):
-    """`G = sum_i w_i J_i^T M_i J_i`, `[n, n]`: the Hessian without the curvature of the network itself.
+    """The Gauss-Newton matrix `G = sum_i w_i J_i^T M_i J_i`, `[n, n]`: the Hessian without that of the network.
 
     `M_i` `[C, C]` is the Hessian of example i's negative log-likelihood in the distribution's own parameters. For
     categorical and Bernoulli logits and for normal means it does not depend on the label, and `G` is the Fisher.
@@ -54,7 +54,7 @@ class GaussNewton(ModelOperator):
     [8.0, 8.0, 8.0, 8.0]
 
     Args:
-        model: a Keras model with one output.
+        model: a Keras model.
         loss: a Keras loss, its name, or a `Distribution` subclass.
         data: one batch `(x, y)`, or a `tf.data.Dataset` of such; see `ModelOperator`.
         **options: `sample_weight`, `training`, `variables`, `progress`; see `ModelOperator`.

@@ -18,11 +18,11 @@ LARGEST_BLOCK = 500
 
 
 class Penalty(CurvatureOperator):
-    """`R`, `[n, n]`: the Hessian of a model's weight regularisers, one block per variable.
+    """The Hessian `R` of a model's weight regularisers, `[n, n]`, one block per variable.
 
-    It is taken at the weights of the moment. For Keras's `L2(c)` a block is `2 c I`, for `L1` it is zero, the kink at
-    zero aside, and any other regulariser is differentiated twice. It need not be positive semi-definite. Together with
-    a Fisher over the same variables it makes the curvature of the penalised loss: `fisher + Penalty(model)`.
+    Each product uses the current weights. For Keras's `L2(c)` a block is `2 c I`; for `L1` it is zero, as the kink at
+    zero is ignored; any other regulariser is differentiated twice. `R` need not be positive semi-definite. The
+    curvature of a loss with penalties is `fisher + Penalty(model)`.
 
     >>> import keras, tensorflow as tf
     >>> layer = keras.layers.Dense(1, kernel_regularizer=keras.regularizers.L2(0.5))
@@ -55,22 +55,22 @@ class Penalty(CurvatureOperator):
         return constants is not None and min(constants) >= 0.0
 
     def diagonal_by_variable(self) -> list[float] | None:
-        """The diagonal, where each variable's block is a constant times the identity whatever the weights.
+        """Returns the diagonal of each block, if every block is a constant times the identity, whatever the weights.
 
         Returns:
-            `2 c` for each variable with Keras's `L2(c)` or `L1L2(l2=c)`, zero for one with `L1` or without
-            regulariser; `None` if any variable has another one.
+            `2 c` for each variable with Keras's `L2(c)` or `L1L2(l2=c)`, zero for a variable with `L1` or without
+            regulariser; `None` if any variable has another regulariser.
         """
         constants = [_constant(v) for v in self._flat.variables]
         return None if None in constants else constants
 
     def value(self) -> tf.Tensor:
-        """The sum of the penalties at the weights of the moment, a scalar."""
+        """Computes the sum of the penalties at the current weights, a scalar."""
         terms = [tf.cast(r(v), self.dtype) for v in self._flat.variables if (r := _regularizer(v)) is not None]
         return tf.add_n(terms) if terms else tf.zeros([], self.dtype)
 
     def gradient(self) -> tf.Tensor:
-        """The gradient of the penalties at the weights of the moment, `[n]`."""
+        """Computes the gradient of the penalties at the current weights, `[n]`."""
         with tf.GradientTape() as tape:
             value = self.value()
         gradients = tape.gradient(value, self._flat.tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
@@ -116,8 +116,8 @@ class PositivePenalty(CurvatureOperator):
     """The positive part of a `Penalty`, block by block, at the weights of its construction.
 
     Args:
-        penalty: the matrix. Of a variable with more than `LARGEST_BLOCK` weights the block is left out, unless it is a
-            constant.
+        penalty: the matrix. The block of a variable with more than `LARGEST_BLOCK` weights is taken as zero, unless it
+            is a constant.
     """
 
     def __init__(self, penalty: Penalty):

@@ -19,7 +19,7 @@ ESTIMATORS = ("causal", "trajectory", "surrogate", "algorithm1")
 
 
 class ScoreFunctionHessian(ReturnHessian):
-    """A score-function estimate of the Hessian of `E[R]`, `[n, n]`, summed over episodes in one pass.
+    """A score-function estimate of the Hessian of `E[R]`, `[n, n]`; each product takes all episodes in one pass.
 
     With `g_t`, `h_t` the gradient and Hessian of `log_prob[t]`, `w_t = weights[t]` and `omega_e` the weight of an
     episode, it is `sum_e omega_e M_e`, where `M_e` is, by the name of the estimator,
@@ -41,11 +41,11 @@ class ScoreFunctionHessian(ReturnHessian):
         log_prob: the log-probabilities of all steps, `[M]`, as a function of the variables; called once, and once more
             for quadratic forms.
         variables: Keras variables.
-        weights: `[M]`, what multiplies each step (reward to go less baseline, or the return of the episode).
+        weights: `[M]`, the weight of each step (reward to go less baseline, or the return of the episode).
         episode_ids: `[M]`, ascending integers from 0: the episode of each step.
         episode_weights: `[N]`, `omega`; by default `1 / N` each.
         estimator: see above.
-        model: the network behind `log_prob`, where it has layers that cannot be vectorised.
+        model: the network behind `log_prob`, if it has layers that cannot be vectorised.
 
     Raises:
         ValueError: if shapes do not fit, a weight is not finite, or the estimator is unknown.
@@ -114,7 +114,7 @@ class ScoreFunctionHessian(ReturnHessian):
         return self._estimator
 
     def policy_gradient(self) -> tf.Tensor:
-        """The gradient `sum_e omega_e sum_t w_t g_t`, `[n]`, from the same pass."""
+        """Computes the gradient `sum_e omega_e sum_t w_t g_t`, `[n]`, from the same pass."""
         return self._flat.flatten(self._state.gradient)
 
     @property
@@ -129,7 +129,7 @@ class ScoreFunctionHessian(ReturnHessian):
         return self._combined(vector, self._step_factors)
 
     def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        """For `algorithm1`: `(sum_t w_t g_t) (sum_t g_t)^T v` instead."""
+        """Computes the product of the transposed matrix: for `algorithm1` with `(sum_t w_t g_t) (sum_t g_t)^T v`."""
         state = self._state
         return self._combined(vector, lambda c: state.weights * state.over_episode(c))
 

@@ -1,4 +1,4 @@
-"""Where the examples of a matrix come from: one batch, one batch in pieces, or a data set, summed over alike."""
+"""The sources of examples: one batch, one batch in micro-batches, or a data set."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tf_natgrad.operators._source import InParts, OneBatch, Source
 
 
 class DataSet(InParts):
-    """The batches of a `tf.data.Dataset`, each with its share in the whole.
+    """The batches of a `tf.data.Dataset`, each weighted by its share in the whole.
 
-    A mean over the whole is one over the positions (or the weights) of all batches, however many a batch has. The
-    data set is read twice on construction: once to count, and once more to see that it gives the same batches
-    again, without which a sum over it would be another one at each product.
+    A mean over the data set is a mean over the positions (or the sample weights) of all batches, whatever the sizes of
+    the batches. The data set is read twice on construction, to count the batches and to check that it gives the same
+    batches each time; otherwise each product would belong to another matrix.
 
     Args:
         dataset: batches `x`, `(x, y)` or `(x, y, sample_weight)`.
@@ -108,13 +108,13 @@ class DataSet(InParts):
 
 
 class MicroBatches(InParts):
-    """One batch in pieces, for curvature whose record of the whole batch would not fit in memory.
+    """One batch in micro-batches, for a batch whose forward pass does not fit in memory.
 
     Args:
         x: the inputs.
         y: the labels, or `None`.
-        sample_weight: the examples' weights, or `None`.
-        size: examples in a piece; the last one may have fewer.
+        sample_weight: the sample weights, or `None`.
+        size: the number of examples in a micro-batch; the last one may have fewer.
         reduction: Keras's name of how losses are summed up.
         conditions: a list to which the conditions on the inputs are added; by default they are judged at once.
     """
@@ -163,7 +163,7 @@ class MicroBatches(InParts):
             return term(*data, index, total, *operands)
 
         if examples is None:
-            # A whole number of pieces is not known to TensorFlow: the last one is cut to what there is.
+            # TensorFlow does not know the number of micro-batches: the last one is cut to the examples that are left.
             count = tf.shape(first)[0]
             pieces, rest = -(-count // self._size), 0
         else:
@@ -195,7 +195,7 @@ def _count(positions: tf.Tensor, sample_weight: Any, reduction: str) -> tf.Tenso
 
 
 def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """The weight of a piece's mean loss in that of its batch; `total` counts the whole as the reduction does."""
+    """The weight of a micro-batch's mean loss in that of its batch; `total` is the denominator of the batch's mean."""
     if reduction == "sum":
         return tf.ones([], dtype)
     # All examples of one batch have the same number of positions.

@@ -10,7 +10,7 @@ from tf_natgrad.operators._factored import FactoredOperator
 
 
 class Sum(CurvatureOperator):
-    """The sum of symmetric curvature matrices over the same variables, `[n, n]`; what `a + b` returns.
+    """The sum of symmetric curvature matrices over the same variables, `[n, n]`, which `a + b` returns.
 
     >>> import keras, tensorflow as tf
     >>> from tf_natgrad.operators import Fisher, Penalty
@@ -21,7 +21,7 @@ class Sum(CurvatureOperator):
     (TensorShape([4, 4]), True)
 
     Args:
-        *parts: operators of `tf_natgrad.operators`; a sum among them is taken apart.
+        *parts: operators of `tf_natgrad.operators`; a sum among them is replaced by its parts.
 
     Raises:
         ValueError: if there are none, they are over different variables, or one is not symmetric.
@@ -40,12 +40,12 @@ class Sum(CurvatureOperator):
 
     @property
     def parts(self) -> tuple[CurvatureOperator, ...]:
-        """What is summed, none of them a sum."""
+        """The operators that are summed; none of them is a sum."""
         return self._parts.value
 
     @property
     def factored(self) -> FactoredOperator | None:
-        """The one part whose factor is known, or `None` if there is none, or several."""
+        """The part with a known factor `A`, or `None` if no part or several parts have one."""
         return factored_part(self)
 
     @property
@@ -78,7 +78,7 @@ class Sum(CurvatureOperator):
 
 
 def factored_part(operator: tf.linalg.LinearOperator) -> FactoredOperator | None:
-    """The operator itself where its factor is known, or the one part of a sum that has a factor.
+    """Returns the operator itself if its factor `A` is known, or the one part of a sum that has a factor.
 
     Args:
         operator: any linear operator.

@@ -20,11 +20,11 @@ def generalized_advantages(
     gamma: float = 0.99,
     gae_lambda: float = 0.95,
 ) -> np.ndarray:
-    """`A_t = sum_{k >= 0} (gamma lambda)^k delta_{t+k}` within each episode, GAE.
+    """Computes generalized advantages (GAE), `A_t = sum_{k >= 0} (gamma lambda)^k delta_{t+k}` within each episode.
 
-    `delta_t = r_t + gamma V(s_{t+1}) - V(s_t)`, where `V(s_{t+1})` counts as 0 after a terminal step. Where an
-    episode is truncated, and at the end of the rollout, the value of the last observation stands for what would have
-    come. `lambda = 0` gives the TD error, `lambda = 1` the (bootstrapped) return minus the value.
+    `delta_t = r_t + gamma V(s_{t+1}) - V(s_t)`, where `V(s_{t+1})` counts as 0 after a terminal step. If an
+    episode is truncated, and at the end of the rollout, the value of the last observation replaces the rewards that
+    would have followed. `lambda = 0` gives the TD error, `lambda = 1` the (bootstrapped) return minus the value.
 
     >>> rewards, values = np.ones((3, 1)), np.zeros((3, 1))
     >>> ends = np.array([[False], [False], [True]])

@@ -1,4 +1,4 @@
-"""Whole episodes as flat arrays, with their boundaries."""
+"""Whole episodes as flat arrays, with the lengths of the episodes."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _ARRAYS = ("observations", "actions", "rewards", "lengths", "terminated", "final
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Episodes:
-    """N whole episodes, M steps in all, one after the other.
+    """N whole episodes with M steps in total, stored one after the other.
 
     >>> episodes = Episodes.from_arrays(np.zeros((2, 3, 4)), np.zeros((2, 3), int), np.ones((2, 3)), lengths=[3, 2])
     >>> episodes.num_steps, episodes.returns(gamma=0.5).tolist()
     (5, [1.75, 1.5])
 
     Args:
-        observations: `[M, ...]`, what the policy saw before each action.
+        observations: `[M, ...]`, the observation before each action.
         actions: `[M]` integers or `[M, D]` numbers, as they were sampled (not clipped).
         rewards: `[M]`.
-        lengths: `[N]`, steps of each episode, at least 1.
-        terminated: `[N]`, whether the episode reached a terminal state (else it was truncated).
+        lengths: `[N]`, the number of steps of each episode, at least 1.
+        terminated: `[N]`, whether the episode reached a terminal state (if not, it was truncated).
         final_observations: `[N, ...]`, the observation after each last step, or `None`.
         weights: `[N]`, episode weights, such as probabilities of an enumeration; `None` for `1 / N` each.
 
@@ -98,15 +98,15 @@ class Episodes:
         weights: Any = None,
         terminated: Any = None,
     ) -> Episodes:
-        """Episodes from padded arrays.
+        """Makes episodes from padded arrays.
 
         Args:
             observations: `[N, T, ...]`.
             actions: `[N, T]` or `[N, T, D]`.
             rewards: `[N, T]`.
-            lengths: `[N]`, how much of each row counts; all of it by default.
+            lengths: `[N]`, the number of steps in each row; by default T.
             weights: `[N]`, see the class.
-            terminated: `[N]`; by default all episodes are taken to have terminated.
+            terminated: `[N]`; by default all episodes count as terminated.
 
         Returns:
             `Episodes`.
@@ -142,12 +142,12 @@ class Episodes:
 
     @property
     def num_episodes(self) -> int:
-        """N."""
+        """The number of episodes, N."""
         return len(self.lengths)
 
     @property
     def num_steps(self) -> int:
-        """M."""
+        """The number of steps, M."""
         return len(self.rewards)
 
     @functools.cached_property
@@ -171,7 +171,7 @@ class Episodes:
         return np.full(self.num_episodes, 1.0 / self.num_episodes) if self.weights is None else self.weights
 
     def rewards_to_go(self, gamma: float) -> np.ndarray:
-        """`Psi_t = sum_{u >= t} gamma^u r_u`, discounted from the start of the episode, `[M]`.
+        """Computes `Psi_t = sum_{u >= t} gamma^u r_u`, discounted from the start of the episode, `[M]`.
 
         Args:
             gamma: the discount factor, in [0, 1].
@@ -186,7 +186,7 @@ class Episodes:
         return np.cumsum(padded[:, ::-1], 1)[:, ::-1][self.episode_ids, self.times]
 
     def returns(self, gamma: float) -> np.ndarray:
-        """`R = sum_t gamma^t r_t` of each episode, `[N]`.
+        """Computes the return `R = sum_t gamma^t r_t` of each episode, `[N]`.
 
         Args:
             gamma: the discount factor, in [0, 1].
@@ -197,17 +197,17 @@ class Episodes:
         return self.rewards_to_go(gamma)[self.starts]
 
     def select(self, chosen: Any) -> Episodes:
-        """Some of the episodes, in the order given.
+        """Returns some of the episodes, in the order given.
 
         Args:
             chosen: indices of episodes.
 
         Returns:
-            `Episodes`; weights, if any, are those of the chosen, as they are.
+            `Episodes`; their weights, if any, are not changed.
 
         Raises:
-            TypeError: if `chosen` are not integers; a mask is turned into them by `np.flatnonzero`.
-            ValueError: if there are none, or no such episode.
+            TypeError: if `chosen` are not integers; `np.flatnonzero` converts a mask to indices.
+            ValueError: if `chosen` is empty, or an index is out of range.
         """
         expected = f"indices of episodes, -{self.num_episodes} to {self.num_episodes - 1}, at least one"
         chosen = _checks.as_array("chosen", chosen, expected, "iu")
@@ -248,8 +248,8 @@ class Episodes:
 
         Raises:
             TypeError: if `path` is no path.
-            ValueError: if the file is damaged, or something else.
-            FileNotFoundError: if there is none.
+            ValueError: if the file is damaged, or of another kind.
+            FileNotFoundError: if the file does not exist.
         """
         _checks.check_path("path", path)
         try:

@@ -1,4 +1,4 @@
-"""Running moments: of observations, as a layer of the networks, and of returns, to scale rewards."""
+"""Running moments of observations, as a layer of the networks, and of returns, to scale rewards."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ class RewardScaling:
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
 class ObservationNormalization(keras.layers.Layer):
-    """`(x - mean) / std`, clipped at ±10, with running moments that the agents set after each update.
+    """Computes `(x - mean) / std`, clipped at ±10, with running moments that the agents set after each update.
 
-    Being part of the policy, it is saved with it, and the policy takes observations as the environment gives them.
+    The layer is part of the policy and is saved with it, so the policy takes the unscaled observations.
 
     >>> layer = ObservationNormalization()
     >>> layer(tf.ones([2, 3])).shape, len(layer.trainable_variables)
@@ -122,7 +122,7 @@ class ObservationNormalization(keras.layers.Layer):
     """
 
     def build(self, shape: tuple[int | None, ...]) -> None:
-        """Makes the moments, of the shape of one observation.
+        """Creates the variables of the moments, in the shape of one observation.
 
         Args:
             shape: `(None, ...)`.
@@ -131,7 +131,7 @@ class ObservationNormalization(keras.layers.Layer):
         self.scale = self.add_weight(shape=shape[1:], initializer="ones", trainable=False, name="scale")
 
     def call(self, observations: tf.Tensor) -> tf.Tensor:
-        """The standardised observations, `[M, ...]`."""
+        """Computes the standardised observations, `[M, ...]`."""
         return tf.clip_by_value((observations - self.mean) * self.scale, -_CLIP, _CLIP)
 
     def set_moments(self, moments: RunningMoments) -> None:

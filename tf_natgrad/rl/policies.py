@@ -28,11 +28,11 @@ class Policy(keras.Model):
         self.network = network
 
     def call(self, observations: tf.Tensor) -> tf.Tensor:
-        """The distribution's parameters, `[..., C]`."""
+        """Computes the distribution's parameters, `[..., C]`."""
         return self.network(observations)
 
     def distribution(self, observations: TensorLike) -> Distribution:
-        """The distribution over actions at each observation.
+        """Computes the distribution over actions at each observation.
 
         Args:
             observations: `[M, ...]`.
@@ -43,7 +43,7 @@ class Policy(keras.Model):
         return self.distribution_class(self(self._observed(observations)))
 
     def log_prob(self, observations: TensorLike, actions: TensorLike) -> tf.Tensor:
-        """The log-probability (or density) of each action.
+        """Computes the log-probability (or log-density) of each action.
 
         Args:
             observations: `[M, ...]`.
@@ -65,7 +65,7 @@ class Policy(keras.Model):
         return None
 
     def sample(self, observations: TensorLike, seed: TensorLike) -> tf.Tensor:
-        """One action per observation, drawn through TensorFlow Probability.
+        """Draws one action per observation, with TensorFlow Probability.
 
         Args:
             observations: `[M, ...]`.
@@ -88,11 +88,11 @@ class Policy(keras.Model):
         return observations
 
     def as_tensorflow_probability(self, parameters: tf.Tensor) -> Any:
-        """The distribution as TensorFlow Probability has it."""
+        """Returns the distribution as an object of TensorFlow Probability."""
         raise NotImplementedError
 
     def check_action_space(self, space: Any) -> None:
-        """Refuses an environment whose actions the outputs do not fit.
+        """Raises an error if the outputs do not fit the actions of an environment.
 
         Args:
             space: a Gymnasium space of single actions.
@@ -100,12 +100,12 @@ class Policy(keras.Model):
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """The network, serialised."""
+        """Returns the serialised network."""
         return {"network": keras.saving.serialize_keras_object(self.network), "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Policy:
-        """A policy from what `get_config` returned."""
+        """Makes a policy from what `get_config` returned."""
         return cls(**config | {"network": keras.saving.deserialize_keras_object(config["network"])})
 
 
@@ -157,7 +157,7 @@ class GaussianPolicy(Policy):
 
     Args:
         network: a Keras model from observations to means `[..., D]`.
-        initial_log_std: the log of the standard deviation at first.
+        initial_log_std: the initial log of the standard deviation.
         name: of the model.
     """
 

@@ -1,4 +1,4 @@
-"""Whole episodes, and stretches of a fixed number of steps, from Gymnasium environments."""
+"""Collects whole episodes, or a fixed number of steps, from Gymnasium environments."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def collect(
 ) -> Episodes:
     """Runs a policy for whole episodes.
 
-    Each environment of the vector runs its share of the episodes, whatever their lengths: taking those that end
-    first would favour short ones. Actions are recorded as they were sampled, and clipped to the box only for the
-    environment. Truncation and termination are kept apart. Observations are copied, so a vector environment may have
+    Each environment of the vector runs the same share of the episodes: taking the episodes that end first would favour
+    short ones. Actions are recorded as they were sampled; they are clipped to the box for the environment only.
+    Truncation and termination are recorded separately. Observations are copied, so a vector environment may have
     `copy=False`, and an environment may return the same array at each step; only within an `AsyncVectorEnv` such an
     environment must copy its final observations itself.
 
@@ -46,9 +46,9 @@ def collect(
         env: the name of an environment, a function that makes one, or a vector environment with `autoreset_mode`
             SAME_STEP.
         policy: a `CategoricalPolicy` or `GaussianPolicy`.
-        num_episodes: how many episodes, at least 1.
+        num_episodes: the number of episodes, at least 1.
         seed: of environments and actions, a non-negative integer: the same seed gives the same episodes. Environment i
-            starts from `seed + i`: for independent samples take seeds at least 16 apart.
+            has the seed `seed + i`: for independent samples use seeds at least 16 apart.
         deterministic: whether to take the most probable action instead of a sample.
         progress: whether to show a progress bar.
 

@@ -1,4 +1,4 @@
-"""Ways to solve `(F + damping I) x = g`."""
+"""Solvers of `(F + damping I) x = g`."""
 
 from tf_natgrad.solvers._base import Solution, Solver
 from tf_natgrad.solvers._registry import get, to_config

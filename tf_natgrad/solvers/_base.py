@@ -1,4 +1,4 @@
-"""What a solver takes and gives: an operator that carries its damping, a right-hand side, a value and a report."""
+"""The interface of a solver: an operator with its damping and a right-hand side in, a value and a report out."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad._conditions import Condition, note
+from tf_natgrad._conditions import Condition, check_collector, note
 from tf_natgrad._typing import TensorLike, plain_python
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs
 from tf_natgrad.operators.sum import factored_part
 
 
 class Solution(NamedTuple):
-    """What a solver returns.
+    """The solution of a system, with the solver's report.
 
     Attributes:
         value: `[n]`, the solution.
-        info: a named tuple of the solver's own; its first field is the solver's name.
+        info: the report, a named tuple whose class depends on the solver; its first field is the solver's name.
     """
 
     value: tf.Tensor
@@ -34,13 +34,13 @@ class Solver(abc.ABC):
 
     @abc.abstractmethod
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
-        """The algorithm that will solve for this operator, and why it was chosen.
+        """Chooses the algorithm for this operator.
 
         Args:
             operator: damped or not.
 
         Returns:
-            `(algorithm, why)`; `why` is empty where there was no choice.
+            `(algorithm, why)`; `why` is the reason, empty if there was no choice.
         """
 
     @plain_python
@@ -56,9 +56,9 @@ class Solver(abc.ABC):
         Args:
             operator: a curvature operator `[n, n]`, damped or not.
             rhs: `[n]`, or what `operator.loss_gradient` returned.
-            x0: `[n]`, where to start (used by iterative solvers only), or `None` for zero.
-            conditions: a list to which the conditions on the solution are added, for a caller who judges them together
-                with others; by default they are judged at once.
+            x0: `[n]`, the start of iterative solvers, or `None` for zero. Other solvers ignore it.
+            conditions: a list to which the conditions on the solution are added; the caller judges them. By default
+                they are judged at once.
 
         Returns:
             A `Solution`.
@@ -68,6 +68,7 @@ class Solver(abc.ABC):
             TypeError: if `operator` is not of a kind that the solver can use.
         """
         _checks.check_operator("operator", operator)
+        check_collector("conditions", conditions)
         rhs = _checked_rhs(operator, rhs)
         if x0 is not None:
             x0 = _vector("x0", x0, operator.dtype, operator.shape[-1])
@@ -112,23 +113,23 @@ class Algorithm(Solver):
     """A solver that does the work itself."""
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
-        """Itself; there is no choice."""
+        """Returns itself; there is no choice."""
         return self, ""
 
     def check(self, operator: tf.linalg.LinearOperator) -> None:
-        """Refuses operators that this solver cannot use."""
+        """Raises an error for an operator that this solver cannot use."""
 
     @abc.abstractmethod
     def compute(self, operator: tf.linalg.LinearOperator, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
-        """The computation, as graph code: the value, and the numbers of the report as tensors."""
+        """Computes the value and the numbers of the report, as graph code."""
 
     def conditions(self, numbers: tuple) -> list[Condition]:
-        """The conditions under which the value is a solution, from those numbers."""
+        """Returns the conditions under which the value is a solution, from the numbers of the report."""
         return []
 
     @abc.abstractmethod
     def report(self, numbers: tuple) -> NamedTuple:
-        """The report, from those numbers."""
+        """Makes the report from its numbers."""
 
 
 def readable(info: Any) -> Any:

@@ -23,14 +23,14 @@ _BY_NAME: dict[str, type[Solver]] = {
 
 
 def get(solver: str | dict[str, Any] | Solver) -> Solver:
-    """A solver from its name, from what `to_config` made of it, or from itself.
+    """Returns a solver by its name or by its configuration.
 
     >>> get("gram")
     Gram(rcond=1e-06)
 
     Args:
-        solver: `"auto"`, `"cg"`, `"cholesky"`, `"gram"`, `"svd"`; a dictionary with such a `"name"` and the solver's
-            arguments; or a solver object.
+        solver: `"auto"`, `"cg"`, `"cholesky"`, `"gram"`, `"svd"`; a dictionary as `to_config` returns it, with such a
+            `"name"` and the solver's arguments; or a solver object, which is returned as it is.
 
     Returns:
         A solver.
@@ -53,7 +53,7 @@ def get(solver: str | dict[str, Any] | Solver) -> Solver:
 
 
 def to_config(solver: Solver) -> dict[str, Any]:
-    """A solver as plain data, from which `get` makes it again.
+    """Returns a solver's configuration as plain data, from which `get` makes an equal solver.
 
     >>> to_config(Gram(rcond=1e-4))
     {'name': 'gram', 'rcond': 0.0001}

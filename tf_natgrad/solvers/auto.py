@@ -6,7 +6,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions
+from tf_natgrad import _checks
+from tf_natgrad._conditions import Condition, note
 from tf_natgrad.operators import Damped, Sum
 from tf_natgrad.operators.sum import factored_part
 from tf_natgrad.solvers._base import Algorithm, Solver, undamped
@@ -28,11 +29,11 @@ NO_GRAM_OF_A_SUM = (
 class Auto(Solver):
     """Picks `Gram`, `SVDPseudoInverse` or `ConjugateGradient` by the sizes of the problem; `info.why` says why.
 
-    * `SVDPseudoInverse` where the network has fewer parameters than the Gram matrix rows, and at most 500;
+    * `SVDPseudoInverse` if the network has fewer parameters than the Gram matrix has rows, and at most 500;
     * `Gram` up to 20,000 rows;
     * `ConjugateGradient` beyond that;
-    * where the Gram matrix does not exist, or would be wrong: `SVDPseudoInverse` for at most 500 parameters and one
-      batch, else `ConjugateGradient`, to the relative residual `rtol`.
+    * if the Gram matrix does not exist, or would be wrong: `SVDPseudoInverse` for at most 500 parameters and one batch,
+      else `ConjugateGradient` with the relative residual `rtol`.
 
     Args:
         rcond: passed on to `Gram` and `SVDPseudoInverse`.
@@ -57,7 +58,7 @@ class Auto(Solver):
         return ConjugateGradient(rtol=self.rtol, max_iterations=self.max_iterations)
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
-        """The algorithm for this operator by its sizes, and the reason; see `Solver.choose`."""
+        """Chooses the algorithm for this operator by its sizes; see `Solver.choose`."""
         _checks.check_operator("operator", operator)
         base, _, _ = undamped(operator)
         n = base.shape[-1]
@@ -80,11 +81,11 @@ class Auto(Solver):
         return self._gram, f"{rows} rows of the Gram matrix, at most {GRAM_ROWS_LIMIT:,}"
 
     def without_gram(self, size: int | None, refusal: str) -> tuple[Algorithm, str]:
-        """The algorithm where the Gram matrix does not exist, or would be wrong, and the reason.
+        """Chooses the algorithm for an operator whose Gram matrix does not exist, or would be wrong.
 
         Args:
-            size: the number of parameters, or `None` where the dense matrix would take a pass over the data per column.
-            refusal: why there is no Gram matrix.
+            size: the number of parameters, or `None` if the dense matrix would take a pass over the data per column.
+            refusal: the reason why there is no Gram matrix.
 
         Returns:
             `(algorithm, why)`.
@@ -96,12 +97,12 @@ class Auto(Solver):
 
 @dataclasses.dataclass(frozen=True)
 class Planned(Solver):
-    """A choice that was made on a batch at hand, for the operators of a trace, which does not know as much.
+    """A solver that was chosen on a real batch in eager code, to be used for the operators of a trace.
 
     Args:
         algorithm: the solver that was chosen.
         why: the reason.
-        otherwise: what chooses anew where an operator refuses that algorithm: a trace may see what eager code does not.
+        otherwise: the solver that chooses again if an operator in the trace has no Gram matrix for that algorithm.
     """
 
     algorithm: Algorithm
@@ -113,21 +114,24 @@ class Planned(Solver):
         return self.algorithm.supports_jit
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
-        """The algorithm that was chosen, unless this operator has no Gram matrix for it; see `Solver.choose`."""
+        """Returns the algorithm that was chosen, unless it needs a Gram matrix that this operator does not have."""
         base, _, _ = undamped(operator)
         if isinstance(self.algorithm, Gram) and (isinstance(base, Sum) or base.gram_refusal is not None):
             return self.otherwise.choose(operator)
         return self.algorithm, self.why
 
 
-def refuse_gram_of_a_sum(solver: Solver, operator: tf.linalg.LinearOperator) -> None:
+def refuse_gram_of_a_sum(
+    solver: Solver, operator: tf.linalg.LinearOperator, conditions: list[Condition] | None = None
+) -> None:
     """Refuses the Gram solver where penalties are neither zero nor a positive damping for each variable.
 
-    Where the damping is not known while tracing, an assertion that it is large enough is added to the graph.
+    Where the damping is not known while tracing, that it is large enough is a condition.
 
     Args:
         solver: any solver.
         operator: what it is to solve for.
+        conditions: a list to which the condition on such a damping is added; by default it is judged at once.
 
     Raises:
         ValueError: naming `solver`.
@@ -148,7 +152,7 @@ def refuse_gram_of_a_sum(solver: Solver, operator: tf.linalg.LinearOperator) -> 
     if gram and isinstance(base, Sum):
         raise ValueError(text)
     if may and static is None and isinstance(operator, Damped) and operator.damping_by_variable is not None:
-        _conditions.require(operator.is_positive, text)
+        note([Condition(operator.is_positive, text)], conditions)
 
 
 def may_take_gram(solver: Solver) -> bool:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks, _conditions
+from tf_natgrad._conditions import Condition
+from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.operators import CurvatureOperator
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
+from tf_natgrad.solvers._gram_system import condition_number
 
-# Steps of the power method for each end of the spectrum.
-_POWER_STEPS = 12
-# The share of the digits of a precision that a condition number may take without a word.
+# The share of the digits of a precision that a condition number may take without a log message.
 _NOTABLE_LOSS = 0.1
 
 
@@ -25,12 +25,12 @@ class CholeskyInfo(NamedTuple):
 
     Attributes:
         solver: its name.
-        condition_number: of the matrix with its damping, estimated by the power method for each end of the spectrum:
-            from below, and close unless a start at random has next to no share in an extreme eigenvector.
+        condition_number: of the matrix with its damping, an estimate from below by the power method for each end of the
+            spectrum; it is close unless the random start is almost orthogonal to an extreme eigenvector.
         relative_residual: norm of `rhs - operator x`, relative to that of `rhs`.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
-        rounding: the spacing of the numbers above one, in the precision of the matrix.
-        why: why this solver was chosen, where it was chosen automatically.
+        rounding: the spacing of floating-point numbers above one, in the precision of the matrix.
+        why: the reason for this solver, if it was chosen automatically.
     """
 
     solver: str
@@ -41,7 +41,7 @@ class CholeskyInfo(NamedTuple):
     why: str = ""
 
     def finish(self) -> CholeskyInfo:
-        """Logs a matrix that is singular but for rounding."""
+        """Logs a warning if the matrix is singular up to rounding."""
         if self.condition_number * self.rounding > _NOTABLE_LOSS:
             _checks.log_once(
                 "Cholesky: the matrix is singular but for rounding (estimated condition number "
@@ -52,9 +52,9 @@ class CholeskyInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cholesky(Algorithm):
-    """`(F + damping I)^-1 g` by the Cholesky decomposition of the dense matrix: `n^3 / 3` operations.
+    """Computes `(F + damping I)^-1 g` by the Cholesky decomposition of the dense matrix: `n^3 / 3` operations.
 
-    The matrix must be positive definite: nothing is cut off, and nothing is added.
+    The matrix must be positive definite: no eigenvalue is cut off, and nothing is added to the diagonal.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorFullMatrix(tf.constant([[4.0, 0.0], [0.0, 16.0]]), is_self_adjoint=True)
@@ -91,44 +91,32 @@ class Cholesky(Algorithm):
         dense = operator.to_dense(**limited)
         b = flat_rhs(operator, rhs)
         finite = _conditions.is_finite(dense)
-        text = _checks.message("operator", "a matrix with NaN or infinite entries", "finite ones", "Look at the data.")
-        _conditions.require(finite, text)
         factor = tf.linalg.cholesky(tf.where(finite, dense, tf.eye(tf.shape(dense)[0], dtype=dense.dtype)))
-        _conditions.require(
-            _conditions.is_finite(factor),
-            _checks.message(
-                "operator",
-                "a matrix that is not positive definite in this precision",
-                "a positive definite one",
-                "Raise `damping`, or use `solvers.SVDPseudoInverse()`, which takes singular matrices.",
-            ),
-        )
         value = tf.linalg.cholesky_solve(factor, b[:, None])[:, 0]
         image = tf.linalg.matvec(dense, value)
         numbers = (
-            _condition_number(dense, factor),
+            condition_number(dense, factor),
             tf.math.divide_no_nan(tf.norm(b - image), tf.norm(b)),
             tf.reduce_sum(value * (image - damping * value)),
             tf.constant(np.finfo(dense.dtype.as_numpy_dtype).eps, dense.dtype),
         )
-        return value, numbers
+        return value, (*numbers, finite, _conditions.is_finite(factor))
+
+    def conditions(self, numbers: tuple) -> list[Condition]:
+        *_, finite, positive = numbers
+        not_finite = _checks.message(
+            "operator", "a matrix with NaN or infinite entries", "finite ones", "Look at the data."
+        )
+        not_positive = _checks.message(
+            "operator",
+            "a matrix that is not positive definite in this precision",
+            "a positive definite one",
+            "Raise `damping`, or use `solvers.SVDPseudoInverse()`, which takes singular matrices.",
+        )
+        return [Condition(finite, not_finite, NonFiniteError, finite=True), Condition(positive, not_positive)]
 
     def report(self, numbers: tuple) -> CholeskyInfo:
-        return CholeskyInfo(type(self).__name__, *numbers)
-
-
-def _condition_number(matrix: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    start = tf.random.stateless_normal([tf.shape(matrix)[0], 1], (1, 2), dtype=matrix.dtype)
-
-    def largest(product: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        vector, norm = start / tf.norm(start), tf.ones([], matrix.dtype)
-        for _ in range(_POWER_STEPS):
-            image = product(vector)
-            norm = tf.norm(image)
-            vector = image / norm
-        return norm
-
-    return largest(lambda v: tf.linalg.matmul(matrix, v)) * largest(lambda v: tf.linalg.cholesky_solve(factor, v))
+        return CholeskyInfo(type(self).__name__, *numbers[:-2])
 
 
 __all__ = ["Cholesky", "CholeskyInfo"]

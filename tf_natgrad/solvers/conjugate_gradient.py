@@ -174,121 +174,22 @@ class ConjugateGradient(Algorithm):
             )
 
     def compute(self, operator: Any, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
-        b = flat_rhs(operator, rhs)
-        multiply = product_of(operator)
-        precondition = self._precondition(operator)
-        limit = self.max_iterations or min(2 * operator.shape[-1], 1000)
-        scale = _norm(b)
-        tolerance = tf.maximum(tf.constant(self.atol, tf.float64), self.rtol * scale)
+        run = _Run(self, operator, flat_rhs(operator, rhs))
+        (state,) = tf.while_loop(lambda s: s.reason == _RUNNING, run.step, (run.start(x0),), parallel_iterations=1)
+        return run.finish(state)
 
-        # A right-hand side of zero has the solution zero; no tolerance relative to it would be reached from elsewhere.
-        x = tf.zeros_like(b) if x0 is None else tf.where(scale > 0, x0, tf.zeros_like(x0))
-        r = b if x0 is None else b - multiply(x)
-        z = precondition(r)
-        norm = _norm(r)
-        by_progress = self.stopping == "progress"
+    def limit(self, size: int) -> int:
+        """The number of iterations at most, for a system of this size."""
+        return self.max_iterations or min(2 * size, 1000)
 
-        def phi(x: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
-            return -0.5 * _dot(x, b + r)
-
-        state = _State(
-            iteration=tf.constant(0),
-            x=x,
-            residual=r,
-            direction=z,
-            inner=_dot(r, z),
-            best_x=x,
-            best=phi(x, r) if by_progress else norm,
-            least_residual=norm,
-            settled=tf.constant(0),
-            least_curvature=tf.constant(float("inf"), tf.float64),
-            reason=tf.where(norm <= tolerance, int(StopReason.CONVERGED), _RUNNING),
-            # phi of each iterate: of a fixed shape, for XLA.
-            history=tf.zeros([limit + 1 if by_progress else 0], tf.float64),
-        )
-
-        def step(state: _State) -> tuple[_State]:
-            p = state.direction
-            image = multiply(p)
-            curvature = _dot(p, image)
-            bad = curvature <= 0
-            alpha = tf.cast(tf.where(bad, tf.zeros_like(curvature), state.inner / curvature), b.dtype)
-            x = state.x + alpha * p
-            r = state.residual - alpha * image
-            iteration = state.iteration + 1
-            norm = _norm(r)
-            # The recursion drifts from the truth: what it calls converged is checked, and so is a long wait.
-            claims = (norm <= tolerance) & ~bad
-            waited = (iteration - state.settled >= self.patience) & ~bad
-            r, norm, gap = tf.cond(
-                claims | waited, lambda: _verified(b - multiply(x), r, claims), lambda: (r, norm, tf.zeros_like(norm))
-            )
-            lost = (claims | waited) & (gap >= state.least_residual)
-            z = precondition(r)
-            inner = _dot(r, z)
-            beta = tf.cast(tf.where(claims, tf.zeros_like(inner), inner / state.inner), b.dtype)
-            measure = phi(x, r) if by_progress else norm
-            # What is within the tolerance is best, also where rounding lets phi rise; and where the iteration begins
-            # anew, later residuals are to be compared with the true one.
-            better = (measure < state.best) | claims
-            reason = tf.where(iteration >= limit, int(StopReason.MAX_ITERATIONS), _RUNNING)
-            reason = tf.where(lost, int(StopReason.STAGNATION), reason)
-            history = state.history
-            if by_progress:
-                history = tf.tensor_scatter_nd_update(history, [[iteration]], [measure])
-                slow = self._is_slow(history, iteration)
-                reason = tf.where(slow, int(StopReason.PROGRESS), reason)
-            reason = tf.where(norm <= tolerance, int(StopReason.CONVERGED), reason)
-            reason = tf.where(tf.math.is_finite(norm), reason, int(StopReason.NOT_FINITE))
-            reason = tf.where(bad, int(StopReason.NON_POSITIVE_CURVATURE), reason)
-            reason = tf.where(tf.math.is_finite(curvature), reason, int(StopReason.NOT_FINITE))
-            return (
-                _State(
-                    iteration=iteration,
-                    x=x,
-                    residual=r,
-                    direction=z + beta * p,
-                    inner=inner,
-                    best_x=tf.where(better, x, state.best_x),
-                    best=tf.where(better, measure, state.best),
-                    least_residual=tf.where(claims, norm, tf.minimum(norm, state.least_residual)),
-                    settled=tf.where(better | waited, iteration, state.settled),
-                    least_curvature=tf.minimum(state.least_curvature, tf.math.divide_no_nan(curvature, _dot(p, p))),
-                    reason=reason,
-                    history=history,
-                ),
-            )
-
-        (state,) = tf.while_loop(lambda s: s.reason == _RUNNING, step, (state,), parallel_iterations=1)
-        image = multiply(state.best_x)
-        remainder = b - image
-        residual = _norm(remainder)
-        _, damping, _ = undamped(operator)
-        # Where nothing is finite there is no best iterate either.
-        unusable = (state.reason == int(StopReason.NOT_FINITE)) & ~tf.math.is_finite(scale)
-        # The recursion may have missed it.
-        reason = tf.where(residual <= tolerance, int(StopReason.CONVERGED), state.reason)
-        value = tf.where(unusable, b * tf.constant(float("nan"), b.dtype), state.best_x)
-        numbers = (
-            state.iteration,
-            residual,
-            tf.math.divide_no_nan(residual, scale),
-            reason == int(StopReason.CONVERGED),
-            _dot(state.best_x, image - damping * state.best_x),
-            _dot(state.best_x, remainder),
-            state.least_curvature,
-            reason,
-        )
-        return value, numbers
-
-    def _is_slow(self, history: tf.Tensor, iteration: tf.Tensor) -> tf.Tensor:
+    def is_slow(self, history: tf.Tensor, iteration: tf.Tensor) -> tf.Tensor:
         """Martens's rule, from phi of all iterates so far."""
         span = tf.maximum(10, (iteration + 9) // 10)
         now, before = history[iteration], history[tf.maximum(iteration - span, 0)]
         least = self.progress_tolerance * tf.cast(span, tf.float64)
         return (iteration > span) & (now < 0) & (tf.math.divide_no_nan(now - before, now) < least)
 
-    def _precondition(self, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    def inverse(self, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
         if self.preconditioner is None:
             return lambda r: r
         if callable(self.preconditioner):
@@ -314,6 +215,136 @@ def _dot(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 def _norm(a: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(_dot(a, a))
+
+
+class _Run:
+    """One solve: what stays the same through its iterations.
+
+    Args:
+        solver: the options.
+        operator: the matrix.
+        b: the right-hand side `[n]`.
+    """
+
+    def __init__(self, solver: ConjugateGradient, operator: Any, b: tf.Tensor):
+        self._solver, self._operator, self._b = solver, operator, b
+        self._multiply, self._precondition = product_of(operator), solver.inverse(operator)
+        self._limit = solver.limit(operator.shape[-1])
+        self._scale = _norm(b)
+        self._tolerance = tf.maximum(tf.constant(solver.atol, tf.float64), solver.rtol * self._scale)
+        self._by_progress = solver.stopping == "progress"
+
+    def _measure(self, x: tf.Tensor, r: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
+        """What is to fall: phi, or the norm of the residual."""
+        return -0.5 * _dot(x, self._b + r) if self._by_progress else norm
+
+    def start(self, x0: tf.Tensor | None) -> _State:
+        """The state before the first iteration, from `x0` or from zero."""
+        b = self._b
+        # A right-hand side of zero has the solution zero; no tolerance relative to it would be reached from elsewhere.
+        x = tf.zeros_like(b) if x0 is None else tf.where(self._scale > 0, x0, tf.zeros_like(x0))
+        r = b if x0 is None else b - self._multiply(x)
+        z = self._precondition(r)
+        norm = _norm(r)
+        return _State(
+            iteration=tf.constant(0),
+            x=x,
+            residual=r,
+            direction=z,
+            inner=_dot(r, z),
+            best_x=x,
+            best=self._measure(x, r, norm),
+            least_residual=norm,
+            settled=tf.constant(0),
+            least_curvature=tf.constant(float("inf"), tf.float64),
+            reason=tf.where(norm <= self._tolerance, int(StopReason.CONVERGED), _RUNNING),
+            # phi of each iterate: of a fixed shape, for XLA.
+            history=tf.zeros([self._limit + 1 if self._by_progress else 0], tf.float64),
+        )
+
+    def step(self, state: _State) -> tuple[_State]:
+        """One iteration: one product, and one more where the residual is measured."""
+        p, b = state.direction, self._b
+        image = self._multiply(p)
+        curvature = _dot(p, image)
+        bad = curvature <= 0
+        alpha = tf.cast(tf.where(bad, tf.zeros_like(curvature), state.inner / curvature), b.dtype)
+        x = state.x + alpha * p
+        r = state.residual - alpha * image
+        iteration = state.iteration + 1
+        norm = _norm(r)
+        # The recursion drifts from the truth: what it calls converged is checked, and so is a long wait.
+        claims = (norm <= self._tolerance) & ~bad
+        waited = (iteration - state.settled >= self._solver.patience) & ~bad
+        r, norm, gap = tf.cond(
+            claims | waited,
+            lambda: _verified(b - self._multiply(x), r, claims),
+            lambda: (r, norm, tf.zeros_like(norm)),
+        )
+        lost = (claims | waited) & (gap >= state.least_residual)
+        z = self._precondition(r)
+        inner = _dot(r, z)
+        beta = tf.cast(tf.where(claims, tf.zeros_like(inner), inner / state.inner), b.dtype)
+        measure = self._measure(x, r, norm)
+        # What is within the tolerance is best, also where rounding lets phi rise; and where the iteration begins
+        # anew, later residuals are to be compared with the true one.
+        better = (measure < state.best) | claims
+        history = state.history
+        if self._by_progress:
+            history = tf.tensor_scatter_nd_update(history, [[iteration]], [measure])
+        return (
+            _State(
+                iteration=iteration,
+                x=x,
+                residual=r,
+                direction=z + beta * p,
+                inner=inner,
+                best_x=tf.where(better, x, state.best_x),
+                best=tf.where(better, measure, state.best),
+                least_residual=tf.where(claims, norm, tf.minimum(norm, state.least_residual)),
+                settled=tf.where(better | waited, iteration, state.settled),
+                least_curvature=tf.minimum(state.least_curvature, tf.math.divide_no_nan(curvature, _dot(p, p))),
+                reason=self._reason(iteration, norm, curvature, lost, history),
+                history=history,
+            ),
+        )
+
+    def _reason(
+        self, iteration: tf.Tensor, norm: tf.Tensor, curvature: tf.Tensor, lost: tf.Tensor, history: tf.Tensor
+    ) -> tf.Tensor:
+        """Why to stop after an iteration, or that the iteration goes on; of several reasons the last one here."""
+        reason = tf.where(iteration >= self._limit, int(StopReason.MAX_ITERATIONS), _RUNNING)
+        reason = tf.where(lost, int(StopReason.STAGNATION), reason)
+        if self._by_progress:
+            reason = tf.where(self._solver.is_slow(history, iteration), int(StopReason.PROGRESS), reason)
+        reason = tf.where(norm <= self._tolerance, int(StopReason.CONVERGED), reason)
+        reason = tf.where(tf.math.is_finite(norm), reason, int(StopReason.NOT_FINITE))
+        reason = tf.where(curvature <= 0, int(StopReason.NON_POSITIVE_CURVATURE), reason)
+        return tf.where(tf.math.is_finite(curvature), reason, int(StopReason.NOT_FINITE))
+
+    def finish(self, state: _State) -> tuple[tf.Tensor, tuple]:
+        """The best iterate, and the numbers of the report, its residual measured."""
+        b, scale = self._b, self._scale
+        image = self._multiply(state.best_x)
+        remainder = b - image
+        residual = _norm(remainder)
+        _, damping, _ = undamped(self._operator)
+        # Where nothing is finite there is no best iterate either.
+        unusable = (state.reason == int(StopReason.NOT_FINITE)) & ~tf.math.is_finite(scale)
+        # The recursion may have missed it.
+        reason = tf.where(residual <= self._tolerance, int(StopReason.CONVERGED), state.reason)
+        value = tf.where(unusable, b * tf.constant(float("nan"), b.dtype), state.best_x)
+        numbers = (
+            state.iteration,
+            residual,
+            tf.math.divide_no_nan(residual, scale),
+            reason == int(StopReason.CONVERGED),
+            _dot(state.best_x, image - damping * state.best_x),
+            _dot(state.best_x, remainder),
+            state.least_curvature,
+            reason,
+        )
+        return value, numbers
 
 
 __all__ = ["CGInfo", "ConjugateGradient", "StopReason"]

@@ -1,4 +1,4 @@
-"""The exact natural gradient through the Gram matrix: a system of the size of the batch instead of the network."""
+"""The exact natural gradient by the Gram matrix: a system of the size of the batch, not of the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 from tf_natgrad.solvers._gram_system import GramSystem
 from tf_natgrad.solvers.svd import check_rcond
 
-# Share of the gradient that may be cut off without a word.
+# The share of the gradient that may be cut off without a log message.
 _NOTABLE_ENERGY = 0.01
 # Roundings by which `x^T K x` and `|A^T x|^2` may differ, relative to `|x|^2 |K|_F`. Relative to `|A^T x|^2` alone
 # correct systems that are singular would be refused.
@@ -33,16 +33,16 @@ class GramInfo(NamedTuple):
     Attributes:
         solver: its name.
         rows: m, the size of the Gram matrix.
-        rank: number of eigenvalues used (with damping, or with Cholesky: all rows of non-zero weight).
-        condition_number: of the (damped) Gram matrix on the span used; after an undamped Cholesky estimated by the
-            power method, from below; after a damped one only a lower bound, the squared ratio of the extreme pivots.
-            Where the damping differs by variable it is that of `A D^-1 A^T + I`.
+        rank: the number of eigenvalues used (with damping, or with Cholesky: all rows of non-zero weight).
+        condition_number: of the (damped) Gram matrix on the span used. After an undamped Cholesky decomposition it is
+            an estimate from below by the power method; after a damped one a lower bound, the squared ratio of the
+            extreme pivots. If the damping differs by variable it is the condition number of `A D^-1 A^T + I`.
         discarded_gradient_energy: without damping, the share of the gradient's squared norm outside of the span used:
-            what `rcond` cut off, and of a plain vector also what is not in the range of `A^T`.
+            the part that `rcond` cut off, and of a plain vector also the part outside of the range of `A^T`.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
-        used_eigh: whether the eigendecomposition was needed, Cholesky being impossible (or not safe at `rcond`).
-        used_float64: whether it was done in float64, the damping being below float32's rounding of the Gram matrix.
-        why: why this solver was chosen, where it was chosen automatically.
+        used_eigh: whether an eigendecomposition was used because Cholesky failed (or was not safe at `rcond`).
+        used_float64: whether that was done in float64, because the damping is below the rounding of the Gram matrix.
+        why: the reason for this solver, if it was chosen automatically.
     """
 
     solver: str
@@ -56,7 +56,7 @@ class GramInfo(NamedTuple):
     why: str = ""
 
     def finish(self) -> GramInfo:
-        """Logs what is out of the ordinary."""
+        """Logs the use of float64, and a large part of the gradient that was cut off."""
         if self.used_float64:
             _checks.log_once(
                 "Gram: Cholesky failed, the damping being below the rounding of the Gram matrix; an "
@@ -72,22 +72,22 @@ class GramInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Gram(Algorithm):
-    """`(A^T A + damping I)^-1 rhs` by way of `K = A A^T` `[m, m]`, exact.
+    """Computes `(A^T A + damping I)^-1 rhs` exactly, by a system with `K = A A^T` `[m, m]`.
 
-    For a right-hand side `A^T u + damping * d0`, the form in which `operator.loss_gradient` gives the gradient,
+    For a right-hand side `A^T u + damping * d0`, the form in which `operator.loss_gradient` returns the gradient,
     the solution is `d0 + A^T (K + damping I)^-1 (u - A d0)`; without damping it is the pseudo-inverse,
-    `A^T K^+ u`. Neither subtracts large numbers. A plain vector `g` is taken as `d0 = g / damping`, which does: its
-    error grows like `1 / damping`.
+    `A^T K^+ u`. Neither formula subtracts large numbers. A plain vector `g` is taken as `d0 = g / damping`; this
+    formula does, and its error grows like `1 / damping`.
 
-    A damping `D` that differs by variable (`operator.damping_by_variable`, one positive number for each) takes the
-    place of `damping I`: the solution is `d0 + D^-1 A^T (A D^-1 A^T + I)^-1 (u - A d0)`.
+    If the damping differs by variable (`operator.damping_by_variable`, one positive number for each), a diagonal `D`
+    replaces `damping I`: the solution is `d0 + D^-1 A^T (A D^-1 A^T + I)^-1 (u - A d0)`.
 
-    Each solution `d = A^T x` is checked: `x^T K x` and `|d|^2` are the same number where `K` is `A A^T`. Where they
-    differ by more than rounding the step is refused, as a `GramMismatchError`.
+    Each solution `d = A^T x` is checked: if `K` is `A A^T`, then `x^T K x` and `|d|^2` are the same number. A
+    difference that rounding does not explain is a `GramMismatchError`.
 
-    Cholesky is used where it is safe: with damping wherever it succeeds, without damping where a bound on the
-    condition number shows that no eigenvalue lies below `rcond` times the largest. Elsewhere the
-    eigendecomposition is, and `info.used_eigh` says so.
+    The system is solved by Cholesky where that is safe: with damping if it succeeds, without damping if a bound on the
+    condition number shows that no eigenvalue is below `rcond` times the largest. Otherwise the eigendecomposition is
+    used, and `info.used_eigh` is true.
 
     >>> import keras, tensorflow as tf
     >>> from tf_natgrad.operators import Fisher
@@ -98,8 +98,8 @@ class Gram(Algorithm):
     (TensorShape([16]), 15)
 
     Args:
-        rcond: without damping, eigenvalues up to `rcond` times the largest count as zero. The same number as in
-            `SVDPseudoInverse(rcond)` gives the same answer.
+        rcond: without damping, eigenvalues up to `rcond` times the largest count as zero. `SVDPseudoInverse(rcond)`
+            with the same number gives the same answer.
 
     Raises:
         ValueError: if `rcond` is not in [0, 1); on solving, if the operator has no Gram matrix, or a wrong one.

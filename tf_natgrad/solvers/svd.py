@@ -1,4 +1,4 @@
-"""The blog's solver: the pseudo-inverse of the dense matrix by singular value decomposition."""
+"""The pseudo-inverse of the dense matrix by singular value decomposition, as in the blog."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class SVDInfo(NamedTuple):
 
     Attributes:
         solver: its name.
-        rank: number of singular values kept.
-        condition_number: ratio of the largest to the smallest one kept.
-        discarded_gradient_energy: share of the right-hand side's squared norm outside of the span kept.
+        rank: the number of singular values kept.
+        condition_number: the ratio of the largest to the smallest one kept.
+        discarded_gradient_energy: the share of the right-hand side's squared norm outside of the span kept.
         quadratic_form: `x^T F x` of the solution, `F` without its damping.
-        why: why this solver was chosen, where it was chosen automatically.
+        why: the reason for this solver, if it was chosen automatically.
     """
 
     solver: str
@@ -34,7 +34,7 @@ class SVDInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SVDPseudoInverse(Algorithm):
-    """`F^+ g` (or `(F + damping I)^-1 g`) by the SVD of the dense matrix: `O(n^3)`, for small networks.
+    """Computes `F^+ g` (or `(F + damping I)^-1 g`) by the SVD of the dense matrix: `O(n^3)`, for small networks.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorFullMatrix(tf.constant([[2.0, 0.0], [0.0, 0.0]]), is_self_adjoint=True)

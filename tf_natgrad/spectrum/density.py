@@ -21,7 +21,7 @@ class SpectralDensity(NamedTuple):
         standard_error: of that mean over the probes, `[G]`.
         nodes: Ritz values per probe, `[probes, steps]`.
         weights: their shares of the spectrum, `[probes, steps]`, each row with sum one.
-        products: products with the operator that it took.
+        products: the number of products with the operator.
     """
 
     grid: np.ndarray
@@ -42,7 +42,7 @@ def spectral_density(
     width: float | None = None,
     seed: int = 0,
 ) -> SpectralDensity:
-    """The density of eigenvalues, smoothed with a normal kernel, with its spread over random probes.
+    """Estimates the density of eigenvalues, smoothed with a normal kernel, and its standard error over random probes.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorDiag(tf.linspace(0.0, 1.0, 200), is_self_adjoint=True)
@@ -52,11 +52,12 @@ def spectral_density(
 
     Args:
         operator: symmetric, `[n, n]`.
-        num_probes: random start vectors, at least 2.
-        steps: Lanczos steps per probe, at most n.
-        grid: eigenvalues at which the density is wanted; by default `num_points` over the range met and a margin.
+        num_probes: the number of random start vectors, at least 2.
+        steps: the number of Lanczos steps per probe; more than n are cut to n.
+        grid: eigenvalues at which the density is computed; by default `num_points` over the range of the Ritz values
+            and a margin.
         num_points: of the default grid.
-        width: standard deviation of the kernel, in units of the eigenvalues; by default 1% of the range met.
+        width: standard deviation of the kernel, in units of the eigenvalues; by default 1% of that range.
         seed: of the probes.
 
     Returns:

@@ -25,11 +25,11 @@ class EigshInfo(NamedTuple):
     """Report of `eigsh`.
 
     Attributes:
-        method: what was used, `"lanczos"`, `"arpack"`, `"gram"` or `"dense"`.
-        products: products with the operator that it took (residuals included).
+        method: the method that was used, `"lanczos"`, `"arpack"`, `"gram"` or `"dense"`.
+        products: the number of products with the operator, residuals included.
         residuals: `||H v - lambda v||` of each pair, `[k]`.
-        converged: which pairs reached the tolerance, `[k]`.
-        restarts: how often the Krylov space was compressed.
+        converged: whether each pair reached the tolerance, `[k]`.
+        restarts: the number of times that the Krylov space was compressed.
     """
 
     method: str
@@ -59,11 +59,11 @@ def eigsh(
     seed: int = 0,
     v0: TensorLike | None = None,
 ) -> Eigenpairs:
-    """The `k` extreme eigenpairs of a symmetric operator.
+    """Computes the `k` extreme eigenpairs of a symmetric operator.
 
-    `"auto"` decomposes small matrices whole, low-rank ones through their Gram matrix, exactly, and takes Lanczos on
-    the device otherwise: thick restarts, full reorthogonalisation, no vector leaves the device. Of an eigenvalue that
-    occurs several times, Lanczos may find one copy only; `"dense"` and `"gram"` find all.
+    `"auto"` decomposes a small matrix as a whole, a low-rank matrix exactly by its Gram matrix, and uses Lanczos with
+    thick restarts and full reorthogonalisation otherwise; no vector leaves the device. Of an eigenvalue that occurs
+    several times, Lanczos may find one copy only; `"dense"` and `"gram"` find all.
 
     >>> import tensorflow as tf
     >>> matrix = tf.linalg.LinearOperatorDiag(tf.constant([3.0, -5.0, 1.0, 2.0]), is_self_adjoint=True)
@@ -72,20 +72,20 @@ def eigsh(
     [-5.0, 3.0]
 
     Args:
-        operator: symmetric, `[n, n]`; a foreign one is probed for symmetry.
-        k: how many pairs, 1 to n (less than n for `"arpack"`).
+        operator: symmetric, `[n, n]`; the symmetry of an operator of another package is checked by random products.
+        k: the number of pairs, 1 to n (less than n for `"arpack"`).
         which: `"LA"` largest, `"SA"` smallest, `"LM"` largest in magnitude, `"BE"` half from each end (one more from
             the high end if k is odd).
         method: `"auto"`, `"lanczos"`, `"arpack"` (SciPy), `"gram"` or `"dense"`.
         tol: a pair has converged when its residual is below `tol` times the largest eigenvalue magnitude.
-        max_products: products at most.
+        max_products: the largest number of products.
         ncv: size of the Krylov space; by default as large as 1 GiB and `max(4 k, 100)` allow.
         seed: of the start vector.
         v0: a start vector `[n]`.
 
     Returns:
-        `Eigenpairs(eigenvalues, eigenvectors, info)`. Pairs that did not converge are returned as they are;
-        `info.converged` tells.
+        `Eigenpairs(eigenvalues, eigenvectors, info)`. Pairs that did not converge are returned too; see
+        `info.converged`.
 
     Raises:
         ValueError: if `k`, `which`, `method` or another option is out of range, the operator is not symmetric, its
@@ -174,9 +174,16 @@ def check_symmetry(operator: tf.linalg.LinearOperator, generator: np.random.Gene
     )
 
 
+def _without_damping(operator: tf.linalg.LinearOperator) -> tuple[tf.linalg.LinearOperator, float]:
+    """The matrix that has the same eigenvectors, and what its eigenvalues lack."""
+    if isinstance(operator, Damped) and operator.damping_by_variable is None:
+        return operator.base, float(operator.damping)
+    return operator, 0.0
+
+
 def _choose(operator: tf.linalg.LinearOperator, k: int, which: str) -> str:
     n = operator.shape[-1]
-    base = operator.base if isinstance(operator, Damped) else operator
+    base, _ = _without_damping(operator)
     rows = base.rows if isinstance(base, FactoredOperator) else None
     if rows is not None and base.gram_refusal is None and k <= rows <= min(_GRAM_ROWS, n) and which in ("LA", "LM"):
         return "gram"
@@ -205,8 +212,7 @@ def _by_dense(operator: tf.linalg.LinearOperator, k: int, which: str):
 
 
 def _by_gram(operator: CurvatureOperator, k: int, which: str, generator: np.random.Generator):
-    damping = float(operator.damping) if isinstance(operator, Damped) else 0.0
-    base = operator.base if isinstance(operator, Damped) else operator
+    base, damping = _without_damping(operator)
     if not isinstance(base, FactoredOperator) or base.gram_refusal is not None or which not in ("LA", "LM"):
         raise ValueError(
             _checks.message(

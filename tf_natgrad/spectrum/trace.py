@@ -17,7 +17,7 @@ class TraceEstimate(NamedTuple):
     Attributes:
         value: the estimate.
         standard_error: its standard error over the probes.
-        products: products with the operator that it took.
+        products: the number of products with the operator.
     """
 
     value: float
@@ -26,7 +26,7 @@ class TraceEstimate(NamedTuple):
 
 
 def hutchinson_trace(operator: tf.linalg.LinearOperator, num_probes: int = 32, *, seed: int = 0) -> TraceEstimate:
-    """The mean of `z^T H z` over Rademacher probes `z`.
+    """Estimates the trace by the mean of `z^T H z` over Rademacher probes `z`.
 
     >>> import tensorflow as tf
     >>> hutchinson_trace(tf.linalg.LinearOperatorDiag(tf.constant([1.0, 2.0])), 4).value
@@ -34,7 +34,7 @@ def hutchinson_trace(operator: tf.linalg.LinearOperator, num_probes: int = 32, *
 
     Args:
         operator: `[n, n]`.
-        num_probes: at least 2.
+        num_probes: the number of probes, at least 2.
         seed: of the probes.
 
     Returns:
@@ -56,10 +56,10 @@ def hutchinson_trace(operator: tf.linalg.LinearOperator, num_probes: int = 32, *
 
 
 def hutchpp_trace(operator: tf.linalg.LinearOperator, num_products: int = 48, *, seed: int = 0) -> TraceEstimate:
-    """Hutch++: the trace on a sketched range exactly, the rest by Hutchinson's estimator.
+    """Estimates the trace by Hutch++: exactly on a sketched range, by Hutchinson's estimator on the rest.
 
-    Its error falls like one over the number of products for matrices with a decaying spectrum, not like one over
-    its square root.
+    If the spectrum decays, the error falls like one over the number of products, that of `hutchinson_trace` like one
+    over its square root.
 
     >>> import tensorflow as tf
     >>> estimate = hutchpp_trace(tf.linalg.LinearOperatorDiag(tf.linspace(1.0, 2.0, 50)), 30)
@@ -68,11 +68,11 @@ def hutchpp_trace(operator: tf.linalg.LinearOperator, num_products: int = 48, *,
 
     Args:
         operator: symmetric, `[n, n]`.
-        num_products: products with the operator; a third each for the sketch, its image and the probes.
+        num_products: the number of products with the operator; a third each for the sketch, its image and the probes.
         seed: of sketch and probes.
 
     Returns:
-        A `TraceEstimate`, unbiased; its error is that of the part that was estimated.
+        A `TraceEstimate`, unbiased; its standard error is that of the part that is not exact.
 
     Raises:
         ValueError: if `num_products` is below 6, or the products are not finite.

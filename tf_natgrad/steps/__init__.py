@@ -1,4 +1,4 @@
-"""How far to go along a direction, whether to take the step, and what damping to use the next time."""
+"""The length of a step along a direction, its acceptance, and the damping of the next step."""
 
 from tf_natgrad.steps.damping import LevenbergMarquardt
 from tf_natgrad.steps.line_search import LineSearch, Objective, accept, restore, take

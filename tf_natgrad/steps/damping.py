@@ -1,4 +1,4 @@
-"""Damping that follows how well the quadratic model of the loss predicts what a step does."""
+"""Damping that adapts to how well the quadratic model predicts the decrease of the loss."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tf_natgrad.steps.report import StepReport
 
 @dataclasses.dataclass(frozen=True)
 class LevenbergMarquardt:
-    """Damping that follows how well the quadratic model of the loss predicts what a step does.
+    """Adapts the damping to how well the quadratic model predicts the decrease of the loss.
 
-    Every `period` steps the reduction ratio (actual over predicted decrease of the loss, on the batch of the step) is
-    looked at: above `high` the damping is multiplied by `decay ** period`, below `low` it is divided by that. The
-    predicted decrease is that of the model without damping, `g^T d - 1/2 d^T F d` for a step of `-d`: of a damped one
-    the ratio would say little where momentum bends the step. A step that had to be shortened or taken back raises the
-    damping at once.
+    The reduction ratio is the actual over the predicted decrease of the loss, on the batch of the step. Every `period`
+    steps, if the ratio is above `high` the damping is multiplied by `decay ** period`; if it is below `low` the damping
+    is divided by that. The predicted decrease is that of the model without damping, `g^T d - 1/2 d^T F d` for a step of
+    `-d`; with momentum, the ratio of the damped model would say little. If the line search shortened or rejected the
+    step, the damping grows at once.
 
     >>> adapted = LevenbergMarquardt(decay=0.5, period=1)
     >>> [float(adapted.adapted(tf.constant(0.25), tf.constant(ratio))) for ratio in (0.9, 0.5, 0.0)]
     [0.125, 0.25, 0.5]
 
     Args:
-        initial: the damping at first, in the scale of the loss.
-        decay: the factor of one step.
-        period: steps between two looks.
+        initial: the damping at the start, in the scale of the loss.
+        decay: the factor per step, below 1.
+        period: the number of steps between two changes.
         low: the ratio below which the damping grows.
-        high: the ratio above which it falls.
-        minimum: the least damping.
-        maximum: the largest.
+        high: the ratio above which the damping falls.
+        minimum: the smallest damping.
+        maximum: the largest damping.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -65,12 +65,14 @@ class LevenbergMarquardt:
             )
 
     def after(self, damping: tf.Tensor, step: tf.Tensor, report: StepReport) -> tf.Tensor:
-        """The damping after a step: one that was shortened or taken back, or promised a rise, makes it grow at once.
+        """Computes the damping after a step. It grows at once if the search shortened or rejected the step.
+
+        It also grows at once if the predicted decrease is negative.
 
         Args:
             damping: a scalar.
             step: the number of the step, from 0.
-            report: what became of it.
+            report: the report of the step.
 
         Returns:
             A scalar like `damping`.
@@ -80,7 +82,7 @@ class LevenbergMarquardt:
         return tf.where(failed | tf.equal((step + 1) % self.period, 0), self.adapted(damping, ratio), damping)
 
     def adapted(self, damping: tf.Tensor, ratio: tf.Tensor) -> tf.Tensor:
-        """The damping after a look at this reduction ratio. A ratio that is not a number makes it grow.
+        """Computes the damping from a reduction ratio. It grows if the ratio is NaN.
 
         Args:
             damping: a scalar.

@@ -1,4 +1,4 @@
-"""A backtracking line search: it tries scales of a step and judges them; moving the weights is its caller's affair."""
+"""A backtracking line search: it tries scales of a step and judges them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tf_natgrad.steps.trust_region import in_dtype_of
 # Units in the last place of a loss that a difference of two losses is not worth.
 _ROUNDINGS = 10
 
-# What a step comes to, from the multiple of it that is tried.
+# From the scale of a step to its trial.
 Evaluate = Callable[[tf.Tensor], Trial]
 
 
 class Objective(Protocol):
-    """What a step is judged by where its caller moves the weights; read at the weights of the moment."""
+    """The loss, KL divergence and predicted decrease at the current weights, for a caller that moves the weights."""
 
     def loss(self) -> tf.Tensor:
-        """Returns what is to be lowered, a scalar."""
+        """Returns the loss to be lowered, a scalar."""
 
     def kl(self) -> tf.Tensor:
-        """Returns the mean KL divergence from the model before the step to that of the moment, in nats.
+        """Returns the mean of `KL(before the step || now)`, in nats.
 
-        It is asked for right after `loss`, at the same weights: the two may share a forward pass.
+        It is called right after `loss`, at the same weights: the two may share a forward pass.
         """
 
     def predicted(self, scale: tf.Tensor) -> tf.Tensor:
@@ -40,11 +40,11 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LineSearch:
-    """Tries a step, and shortens it while the loss does not fall as it should; rejects it if nothing helps.
+    """Tries a step, shortens it until the loss falls enough, and rejects it if no scale is accepted.
 
     A scale is accepted if the loss falls by more than `min_ratio` times the predicted decrease, and the measured KL
-    divergence stays within the limit, if there is one. Where the predicted decrease is below the rounding of the loss
-    (ten units in its last place) it cannot be told from noise, and the loss must only not rise by more than that.
+    divergence stays within the limit, if there is one. If the predicted decrease is below the rounding of the loss (ten
+    units in its last place), a scale is accepted if the loss does not rise by more than that.
 
     >>> import tensorflow as tf
     >>> from tf_natgrad.steps import Trial
@@ -55,8 +55,8 @@ class LineSearch:
     (0.5, 1)
 
     Args:
-        max_backtracks: the number of times a step may be shortened; with 0 it is accepted whole or rejected.
-        shrink: the factor by which it is shortened.
+        max_backtracks: the largest number of backtracking steps; with 0 the whole step is accepted or rejected.
+        shrink: the factor by which each backtracking step multiplies the scale.
         min_ratio: the share of the predicted decrease that the decrease must exceed; 0 asks for any decrease.
 
     Raises:
@@ -81,12 +81,12 @@ class LineSearch:
                 raise ValueError(_checks.message(name, value, "a number below 1"))
 
     def search(self, evaluate: Evaluate, start: tf.Tensor, max_kl: TensorLike | None = None) -> StepReport:
-        """Searches along one step, eagerly or inside a trace. It changes nothing itself.
+        """Searches along one step without moving weights, eagerly or inside a trace.
 
         Args:
-            evaluate: what the step comes to, from a scalar tensor, the multiple of it that is tried.
+            evaluate: computes the `Trial` of a scale, a scalar tensor.
             start: the loss before the step.
-            max_kl: the KL divergence, in nats, that the step must not exceed, or `None`.
+            max_kl: the largest KL divergence, in nats, or `None` for no limit.
 
         Returns:
             A `StepReport`.
@@ -115,16 +115,16 @@ class LineSearch:
         max_kl: TensorLike | None = None,
         start: tf.Tensor | None = None,
     ) -> StepReport:
-        """Searches along one step by moving the weights, and leaves them where the search ends.
+        """Searches along one step by moving the weights; afterwards they are those of the accepted step.
 
-        Weights that were moved in vain are restored bit for bit.
+        If the step is rejected, the weights are restored bit for bit.
 
         Args:
-            objective: what the step is judged by.
-            move: moves the weights by a given multiple of the step from where they stood, a scalar tensor.
-            variables: all that `move` changes. They are restored before each further try.
-            max_kl: the KL divergence, in nats, that the step must not exceed, or `None`.
-            start: the loss before the step, where it is known.
+            objective: computes loss, KL divergence and predicted decrease.
+            move: moves the weights by a scale times the step, from their values before the search.
+            variables: all variables that `move` changes. They are restored before each further trial.
+            max_kl: the largest KL divergence, in nats, or `None` for no limit.
+            start: the loss before the step, if it is known.
 
         Returns:
             A `StepReport`.
@@ -151,14 +151,14 @@ class LineSearch:
 
 
 def accept(evaluate: Evaluate, start: tf.Tensor) -> StepReport:
-    """Reports on a whole step that is to be taken whatever comes of it.
+    """Makes the report of a whole step that is accepted in any case.
 
     Args:
         evaluate: see `LineSearch.search`.
         start: the loss before the step.
 
     Returns:
-        A `StepReport` that says how well the step was predicted.
+        A `StepReport` with predicted and actual decrease.
     """
     one = tf.ones([], start.dtype)
     trial = Trial(*(tf.cast(value, start.dtype) for value in evaluate(one)))
@@ -166,7 +166,7 @@ def accept(evaluate: Evaluate, start: tf.Tensor) -> StepReport:
 
 
 def take(objective: Objective, move: Callable[[tf.Tensor], None], start: tf.Tensor | None = None) -> StepReport:
-    """Takes a step whatever comes of it, and reports how well it was predicted.
+    """Takes a step without a search, and reports how well the model predicted it.
 
     >>> weight = keras.Variable(4.0)
     >>> class Parabola:
@@ -180,9 +180,9 @@ def take(objective: Objective, move: Callable[[tf.Tensor], None], start: tf.Tens
     1.0
 
     Args:
-        objective: what the step is judged by.
-        move: moves the weights by a given multiple of the step, a scalar tensor.
-        start: the loss before the step, where it is known.
+        objective: computes loss, KL divergence and predicted decrease.
+        move: moves the weights by a scale times the step.
+        start: the loss before the step, if it is known.
 
     Returns:
         A `StepReport`.
@@ -199,7 +199,7 @@ def _moved(objective: Objective, move: Callable[[tf.Tensor], None], scale: tf.Te
 
 
 def restore(variables: Sequence[Any], values: Sequence[tf.Tensor]) -> None:
-    """Sets variables back to earlier values, bit for bit.
+    """Restores earlier values of variables, bit for bit.
 
     Args:
         variables: Keras or TensorFlow variables.

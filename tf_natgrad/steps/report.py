@@ -1,4 +1,4 @@
-"""What is known of a step: one trial of it, and what became of it."""
+"""Records of a step: one trial of it, and its report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import tensorflow as tf
 
 
 class Trial(NamedTuple):
-    """What a step comes to at one scale; scalar tensors.
+    """Loss, KL divergence and predicted decrease of a step at one scale; scalar tensors.
 
     Attributes:
-        loss: at the weights that the step leads to.
-        kl: `KL(before || there)`, the mean KL divergence from the model before the step, in nats.
-        predicted: the decrease of the loss that the quadratic model of it predicts.
+        loss: at the weights after the step.
+        kl: the mean of `KL(before || after)`, in nats.
+        predicted: the decrease of the loss that the quadratic model predicts.
     """
 
     loss: tf.Tensor
@@ -22,16 +22,16 @@ class Trial(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What became of a step; scalar tensors.
+    """The outcome of a step; scalar tensors.
 
     Attributes:
-        accepted: whether the step is to be taken.
-        scale: the multiple of the step that was accepted, 0 where it was rejected.
-        backtracks: the number of times the step was shortened.
-        predicted_decrease: of the loss, for the scale that was accepted, or tried last.
+        accepted: whether the step was accepted.
+        scale: the scale that was accepted, 0 if the step was rejected.
+        backtracks: the number of backtracking steps.
+        predicted_decrease: of the loss, for the scale that was accepted, or else tried last.
         actual_decrease: of the loss, for the same scale.
         reduction_ratio: actual over predicted decrease.
-        kl: measured `KL(before || after)` of the step accepted, in nats; 0 where it was rejected.
+        kl: the measured mean of `KL(before || after)`, in nats; 0 if the step was rejected.
     """
 
     accepted: tf.Tensor
@@ -47,11 +47,11 @@ class StepReport(NamedTuple):
         """Makes the report of a trial.
 
         Args:
-            scale: the multiple of the step that was tried last.
-            trial: what it came to.
+            scale: the scale that was tried last.
+            trial: the trial of that scale.
             start: the loss before the step.
-            backtracks: the number of times the step was shortened.
-            accepted: whether it is to be taken.
+            backtracks: the number of backtracking steps.
+            accepted: whether the step is accepted.
 
         Returns:
             A `StepReport`.

@@ -1,4 +1,4 @@
-"""How far along a direction the quadratic model of the KL divergence allows to go."""
+"""The length of a step at which the quadratic model of the KL divergence meets a limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tf_natgrad._typing import TensorLike
 
 
 def kl_radius(quadratic_form: tf.Tensor, max_kl: TensorLike) -> tf.Tensor:
-    """The multiple of a direction `d` at which the quadratic model of the KL divergence, `1/2 d^T F d`, meets a limit.
+    """Computes the multiple of a direction `d` at which `1/2 d^T F d`, the quadratic model of the KL, meets a limit.
 
     >>> float(kl_radius(tf.constant(2.0), 0.01))  # doctest: +ELLIPSIS
     0.1...
@@ -18,7 +18,7 @@ def kl_radius(quadratic_form: tf.Tensor, max_kl: TensorLike) -> tf.Tensor:
         max_kl: the limit, in nats.
 
     Returns:
-        A scalar; infinite where `d^T F d` is not positive.
+        A scalar; infinite if `d^T F d` is not positive.
     """
     return tf.where(
         quadratic_form > 0,

@@ -30,7 +30,7 @@ _FORCING = (1e-1, 1e-2, 1e-4)
 
 
 class Fit:
-    """The loss with its penalties, its derivatives and the Fisher, all at the weights of the moment.
+    """The loss with its penalties, its derivatives and the Fisher, all at the current weights.
 
     Args:
         model: a Keras model.
@@ -143,13 +143,13 @@ class Along:
         self._fit.flat.assign(self._theta - scale * self._step.value)
 
     def here(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """The loss and its gradient at the weights of the moment."""
+        """Computes the loss and its gradient at the current weights."""
         if self._here is None:
             self._here = self._fit.value_and_gradient()
         return self._here
 
     def loss(self) -> tf.Tensor:
-        """The loss of the moment, less that at the start of the step."""
+        """Computes the loss at the current weights, less that at the start of the step."""
         if self._scale == 0:
             return tf.zeros_like(self._loss)
         loss, gradient = self.here()

@@ -40,14 +40,14 @@ class StepLogger(keras.callbacks.Callback):
 
     The columns are `epoch`, `step` (the optimizer's `iterations` after it, which a rejected step does not raise),
     `loss`, `learning_rate`, `damping`, `predicted_decrease`, `actual_decrease`, `reduction_ratio`, `kl`, `step_scale`,
-    `rank` or `iterations` (of the solver), `rejected_steps`, `skipped_steps` and `seconds`: those that the log of the
-    first step has. Any optimizer will do. `loss` is what Keras shows, the mean over the epoch so far. With
-    `steps_per_execution` there is one line per execution: `seconds` are of all its steps, the learning rate is that of
-    the first, and the rest is of the last.
+    `rank` or `iterations` (of the solver), `rejected_steps`, `skipped_steps` and `seconds`: those that are in the log
+    of the first step. It works with any optimizer. `loss` is the number that Keras shows, the mean over the epoch so
+    far. With `steps_per_execution` there is one line per execution: `seconds` is the time of all its steps, the
+    learning rate that of the first step, and the other numbers those of the last.
 
-    Each line is one write. If the process is killed, the lines are there, and `append=True` goes on after them. If a
-    line cannot be written, for example on a full disk, a warning is logged once, training goes on, and later lines are
-    written as soon as there is room again.
+    Each line is one write. If the process is killed, the lines before remain, and `append=True` continues the file. If
+    a line cannot be written, for example on a full disk, a warning is logged once, training continues, and later lines
+    are written as soon as there is space.
 
     >>> import csv, pathlib, tempfile
     >>> import keras, numpy as np, tf_natgrad as ng
@@ -65,10 +65,10 @@ class StepLogger(keras.callbacks.Callback):
     True
 
     Args:
-        path: of the CSV file, or `None` for none.
-        every: steps from one line to the next.
-        append: whether to go on with a file that exists, after cutting off a last line that was not finished. Its
-            columns stay. Otherwise it is overwritten, unless by this object.
+        path: of the CSV file, or `None` for no file.
+        every: the number of steps between two lines.
+        append: whether to continue a file that exists, with its columns, after removing an unfinished last line.
+            Otherwise the file is overwritten, unless this object has begun it.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -108,11 +108,11 @@ class StepLogger(keras.callbacks.Callback):
             self._warn(error)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the epoch."""
+        """Stores the epoch."""
         self._epoch = epoch
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Notes the time and the learning rate, which a schedule has changed when the step is over."""
+        """Stores the time and the learning rate, which a schedule changes with the step."""
         self._batch = batch
         self._optimizer = natural_gradient_optimizer(self.model) or self.model.optimizer
         self._rate = float(self._optimizer.learning_rate)

@@ -141,15 +141,7 @@ def fisher_scoring(
         Biometrika 74 (1987).
         R. S. Dembo, S. C. Eisenstat, T. Steihaug, "Inexact Newton methods", SIAM J. Numer. Anal. 19 (1982).
     """
-    _checks.check_model("model", model)
-    _checks.check_flag("progress", progress)
-    _checks.check_instance("line_search", line_search, LineSearch, "a `LineSearch`")
-    _checks.check_number("damping", damping, minimum=0.0)
-    _checks.check_number("max_iterations", max_iterations, minimum=0, integer=True)
-    if not isinstance(solver, Solver):
-        _checks.check_choice("solver", solver, ("auto", "dense", "cg"))
-    if gtol is not None:
-        _checks.check_number("gtol", gtol, minimum=0.0)
+    _check_options(model, damping, solver, gtol, max_iterations, line_search, progress)
     dataset = as_dataset(data, sample_weight)
     fit = Fit(model, loss, dataset)
     solve, how = step_solver(fit, solver, damping)
@@ -204,6 +196,20 @@ def fisher_scoring(
         _LOGGER.warning("Fisher scoring %s; the gradient norm is %.1e", reason, history[-1].gradient_norm)
     end = history[-1]
     return FisherScoringResult(len(history) - 1, converged, end.loss, end.gradient_norm, reason, how, history)
+
+
+def _check_options(
+    model: Any, damping: Any, solver: Any, gtol: Any, max_iterations: Any, line_search: Any, progress: Any
+) -> None:
+    _checks.check_model("model", model)
+    _checks.check_flag("progress", progress)
+    _checks.check_instance("line_search", line_search, LineSearch, "a `LineSearch`")
+    _checks.check_number("damping", damping, minimum=0.0)
+    _checks.check_number("max_iterations", max_iterations, minimum=0, integer=True)
+    if not isinstance(solver, Solver):
+        _checks.check_choice("solver", solver, ("auto", "dense", "cg"))
+    if gtol is not None:
+        _checks.check_number("gtol", gtol, minimum=0.0)
 
 
 def _end(history: list[ScoringStep], gtol: float, max_iterations: int) -> str | None:

@@ -14,8 +14,9 @@ from tf_natgrad.linearize import ensure_built
 from tf_natgrad.solvers import Solver
 from tf_natgrad.training.objective import likelihood_of_model
 from tf_natgrad.training.optimizer import NaturalGradient
+from tf_natgrad.training.plan import Data, Plan, plan_step
 from tf_natgrad.training.planning import plan_solver
-from tf_natgrad.training.step import Beside, Data, Plan, Verdict, judge_step, logs_of, plan_step, refusals_of, update
+from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refusals_of, update
 from tf_natgrad.training.train_function import TrainFunction
 
 

@@ -1,4 +1,4 @@
-"""The natural gradient of one batch, for a training loop of one's own: compiled once, and kept with the model."""
+"""The natural gradient of one batch, for a custom training loop; compiled once, and kept with the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import tensorflow as tf
 from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._typing import LossLike, TensorLike, plain_python
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
-from tf_natgrad.errors import GramMismatchError
-from tf_natgrad.operators._inputs import as_inputs
+from tf_natgrad.distributions.joint import JointLikelihood
+from tf_natgrad.errors import GramMismatchError, NonFiniteError
+from tf_natgrad.operators._inputs import as_inputs, as_labels
 from tf_natgrad.solvers import Auto, Planned, Solver, get
 from tf_natgrad.solvers._base import readable
 from tf_natgrad.steps import restore
-from tf_natgrad.training.direction import batch_direction
+from tf_natgrad.training.direction import DirectionSettings, batch_direction
 from tf_natgrad.training.planning import needs_plan, plan_solver, shapes_of, without_gram
 
 # Compiled functions, and choices of a solver, that are kept for one model.
@@ -38,11 +39,11 @@ def natural_gradient(
     solver: str | Solver = "auto",
     training: bool = True,
 ) -> tuple[tf.Tensor, Any]:
-    """The natural gradient `(F + damping I)^-1 g` of one batch, for a training loop of one's own.
+    """Computes the natural gradient `(F + damping I)^-1 g` of one batch, for a custom training loop.
 
-    `g` is the gradient of the loss (regularisers included) and `F` the exact Fisher of the batch, both in the
-    scale of the loss; the curvature of weight regularisers is added to it. The computation is compiled once per shape
-    of the batch and kept with the model.
+    `g` is the gradient of the loss with its weight regularisers, and `F` the exact Fisher of the batch plus the
+    curvature of the regularisers. The computation is compiled once per shape of the batch; the graphs are kept with the
+    model.
 
     >>> import keras, numpy as np
     >>> from tf_natgrad.parameters import FlatParameters
@@ -56,18 +57,18 @@ def natural_gradient(
     'Gram'
 
     Args:
-        model: a Keras model with one output, or a subclassed one that was called once.
-        loss: a Keras loss, its name, or a `Distribution` subclass; never guessed.
+        model: a Keras model with one output; a subclassed one must have been called once.
+        loss: a Keras loss, its name, or a `Distribution` subclass. An unknown loss is an error.
         x: the inputs of the batch.
         y: its labels, as the loss takes them.
-        sample_weight: non-negative weights of the examples, or `None`.
+        sample_weight: non-negative sample weights, or `None`.
         damping: a number >= 0, added to the diagonal of the Fisher; 0 gives the pseudo-inverse.
         solver: a solver of `tf_natgrad.solvers`, or `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`.
-        training: the mode in which the model is called, once. With `True`, as in `fit`, BatchNorm statistics move.
+        training: the mode in which the model is called. With `True`, as in `fit`, BatchNorm statistics are updated.
 
     Returns:
-        `(direction, info)`: `[n]`, laid out as `FlatParameters(model.trainable_variables)`, to be subtracted from
-        the weights; and the solver's report. The weights are left as they are.
+        `(direction, info)`: `[n]` in the layout of `FlatParameters(model.trainable_variables)`, to be subtracted from
+        the weights; and the solver's report. The weights do not change.
 
     Raises:
         ValueError: if an argument does not fit, or the result is not finite.
@@ -86,18 +87,22 @@ def natural_gradient(
         value = damping if known else float(damping)
         _checks.check_number("damping", value, minimum=0.0, remedy="Pass `damping=0.1`, or 0 for the pseudo-inverse.")
     if not tf.executing_eagerly():
-        result = batch_direction(model, loss, x, y, sample_weight, damping=damping, solver=solver, training=training)
+        settings = DirectionSettings(solver, damping, training)
+        result = batch_direction(model, loss, (x, y, sample_weight), settings)
         return result.value, result.info
-    x, y = as_inputs(x), _checks.as_tensor("y", y)
-    if sample_weight is not None:
-        sample_weight = _checks.as_tensor("sample_weight", sample_weight)
+    likelihood = likelihood_of(loss).for_model(model)
+    several = isinstance(likelihood, JointLikelihood)
+    if y is None:
+        raise TypeError(_checks.message("y", "None", "labels"))
+    x, y = as_inputs(x), as_labels("y", y, several)
+    sample_weight = as_labels("sample_weight", sample_weight, several)
     is_zero = not tf.is_tensor(damping) and not hasattr(damping, "assign") and damping == 0
     kept = _keras.kept_with(model, "_tf_natgrad_directions", _Kept)
     # A batch that is refused leaves no statistics behind.
     statistics = model.non_trainable_variables
     before = [tf.identity(v.value) for v in statistics]
     try:
-        call = _Call(model, likelihood_of(loss), solver, training, is_zero)
+        call = _Call(model, likelihood, solver, training, is_zero)
         with _conditions.as_value_error():
             value, info = kept.direction(call, (x, y, sample_weight), tf.constant(float(damping), tf.float64))
         finite = bool(_conditions.is_finite(value))
@@ -106,7 +111,7 @@ def natural_gradient(
         raise
     if not finite:
         restore(statistics, before)
-        raise ValueError(
+        raise NonFiniteError(
             _checks.message(
                 "x, y",
                 "a batch whose natural gradient is not finite",
@@ -119,7 +124,7 @@ def natural_gradient(
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """What a compiled direction hangs on, beside the shapes of the batch."""
+    """What a compiled direction depends on, beside the shapes of the batch."""
 
     model: keras.Model
     likelihood: Likelihood
@@ -130,7 +135,7 @@ class _Call:
     def key(self) -> Hashable:
         """Equal for calls that compute the same, whichever objects say so."""
         variables = tuple(id(v) for v in self.model.trainable_variables)
-        return _key_of_loss(self.likelihood.loss), _key_of(self.solver), self.training, self.undamped, variables
+        return _key_of_likelihood(self.likelihood), _key_of(self.solver), self.training, self.undamped, variables
 
     def compiled(self) -> Callable:
         """The direction and the report, as a graph."""
@@ -138,16 +143,8 @@ class _Call:
         @tf.function(autograph=False)
         def direction(x, y, sample_weight, damping):
             damping = 0 if self.undamped else damping
-            result = batch_direction(
-                self.model,
-                self.likelihood,
-                x,
-                y,
-                sample_weight,
-                damping=damping,
-                solver=self.solver,
-                training=self.training,
-            )
+            settings = DirectionSettings(self.solver, damping, self.training)
+            result = batch_direction(self.model, self.likelihood, (x, y, sample_weight), settings)
             return result.value, result.info
 
         return direction
@@ -214,6 +211,14 @@ def _keep(table: collections.OrderedDict, key: Hashable, value: Any) -> None:
             f"`natural_gradient` keeps the last {_KEPT} graphs of a model, and more are asked for: each further one is "
             "traced anew. Pass the same `loss` and `solver` at each call, and batches of few different shapes."
         )
+
+
+def _key_of_likelihood(likelihood: Likelihood) -> Hashable:
+    """Equal for likelihoods of equal losses."""
+    if not isinstance(likelihood, JointLikelihood):
+        return _key_of_loss(likelihood.loss)
+    parts = [None if part is None else (_key_of_likelihood(part[0]), part[1]) for part in likelihood.parts]
+    return tuple(parts), likelihood.names, likelihood.in_order
 
 
 def _key_of_loss(loss: LossLike) -> Hashable:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_natgrad import _checks, _keras
 from tf_natgrad.solvers import Solver, get, to_config
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
+from tf_natgrad.training._options import check_keras_options, check_variables, option_of
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -40,7 +41,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             like the default's, 0.1 to 1.
         damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. Or a `LevenbergMarquardt`,
             which adapts it. A tracked variable in either case: assign to `optimizer.damping` at any time.
-        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, or a solver of `tf_natgrad.solvers`.
+        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`.
         fisher: `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its positions) is
             drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
             of outputs and positions: each example is one row, summed over its positions. The direction is scaled to
@@ -95,10 +96,10 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         name: str = "natural_gradient",
         **kwargs: Any,
     ):
-        _check_keras_options(kwargs)
+        check_keras_options(kwargs)
         adaptation = None
         if not isinstance(damping, numbers.Real) or isinstance(damping, bool):
-            adaptation = _option("damping", damping, LevenbergMarquardt)
+            adaptation = option_of("damping", damping, LevenbergMarquardt)
             damping = adaptation.initial
         combines = isinstance(momentum, str)
         if combines:
@@ -156,7 +157,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         self.adaptation = adaptation
         self.solver = get(solver)
         self.fisher = fisher
-        self.line_search = _option("line_search", line_search, LineSearch) if line_search is not None else None
+        self.line_search = option_of("line_search", line_search, LineSearch) if line_search is not None else None
         self.micro_batch_size = micro_batch_size
         self.combines_directions = combines
         self.on_nonfinite = on_nonfinite
@@ -253,7 +254,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         _checks.check_flag("decayed", decayed)
         if through is not None:
             _checks.check_instance("through", through, keras.optimizers.Optimizer, "a Keras optimizer")
-        variables = _check_variables(variables)
+        variables = check_variables(variables)
         expected = f"{len(variables)} tensors, one for each variable"
         direction = _checks.as_list("direction", direction, expected)
         if len(direction) != len(variables):
@@ -284,7 +285,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         Args:
             variables: the trainable variables.
         """
-        self.decay(_check_variables(variables))
+        self.decay(check_variables(variables))
 
     def apply(self, grads: Sequence[tf.Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Refuses plain gradients; `apply_direction` is the way in.
@@ -343,40 +344,6 @@ def apply_beside(
 
 def _number(variable: keras.Variable | None) -> float:
     return 0.0 if variable is None else float(variable)
-
-
-def _check_keras_options(options: dict[str, Any]) -> None:
-    """Refuses numbers and flags that Keras takes as they are and stumbles over in a step."""
-    for name in ("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"):
-        if options.get(name) is not None:
-            _checks.check_number(name, options[name], minimum=0.0, exclusive=name != "weight_decay")
-    if options.get("ema_overwrite_frequency") is not None:
-        _checks.check_number("ema_overwrite_frequency", options["ema_overwrite_frequency"], minimum=1, integer=True)
-    if "use_ema" in options:
-        _checks.check_flag("use_ema", options["use_ema"])
-    if "ema_momentum" in options:
-        _checks.check_number("ema_momentum", options["ema_momentum"], minimum=0.0)
-        if options["ema_momentum"] > 1.0:
-            raise ValueError(_checks.message("ema_momentum", options["ema_momentum"], "a number in [0, 1]"))
-
-
-def _check_variables(variables: Any) -> list[keras.Variable]:
-    expected = "a list of Keras variables"
-    variables = _checks.as_list("variables", variables, expected)
-    for variable in variables:
-        _checks.check_instance("variables", variable, keras.Variable, expected)
-    return variables
-
-
-def _option(argument: str, value: Any, kind: type) -> Any:
-    """An object of a class, from itself or from its fields as a saved model has them."""
-    if isinstance(value, dict):
-        _checks.check_fields(argument, value, kind)
-        return kind(**value)
-    if not isinstance(value, kind):
-        expected = f"a `{kind.__name__}`" + (" or a number >= 0" if argument == "damping" else " or `None`")
-        raise TypeError(_checks.message(argument, f"{value!r} ({type(value).__name__})", expected))
-    return value
 
 
 __all__ = ["NaturalGradient", "apply_beside"]

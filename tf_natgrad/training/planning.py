@@ -1,4 +1,4 @@
-"""Which solver a model's batches are solved by: decided in Python, on a true batch, before anything is traced."""
+"""The choice of a solver for a model's batches, made in Python on a real batch before anything is traced."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tf_natgrad.solvers.auto import NO_GRAM_OF_A_SUM, refuse_gram_of_a_sum
 
 
 def needs_plan(solver: Solver) -> bool:
-    """Whether the size of a batch, or what its Gram matrix is worth, decides what this solver does."""
+    """Returns whether the behaviour of this solver depends on the size of a batch or on a check of its Gram matrix."""
     return isinstance(solver, Auto | Gram)
 
 
@@ -47,7 +47,7 @@ def plan_solver(
         training: the mode in which the model is called.
         variables: those that the direction is about; by default all trainable ones.
         kind: of the Fisher, `"exact"` or `"mc"`.
-        damping: of the moment. Whether it is zero decides beside weight regularisers.
+        damping: the current damping. With weight regularisers it matters whether it is zero.
 
     Returns:
         The choice, and whether the check came to a result (a batch with NaN shows nothing).

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._conditions import as_value_error
-from tf_natgrad.errors import GramMismatchError
+from tf_natgrad.errors import GramMismatchError, NonFiniteError
 from tf_natgrad.operators._inputs import check_fits
 from tf_natgrad.solvers import Auto, Planned
 from tf_natgrad.training.planning import needs_plan, shapes_of, without_gram
@@ -87,7 +87,7 @@ class TrainFunction:
         with as_value_error():
             logs = self._planned_steps(iterator) if self._chooses else self._step(iterator)
         if self._counts and int(natural.skipped_steps) > before:
-            raise ValueError(NOT_FINITE)
+            raise NonFiniteError(NOT_FINITE)
         # Within a limit that is measured there is nothing to look at, and to wait for.
         if (natural.max_kl is None or natural.line_search is None) and logs["kl"] > _FAR:
             _checks.log_once(_TOO_FAR.format(float(logs["kl"])))

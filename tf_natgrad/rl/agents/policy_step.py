@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,7 +15,7 @@ from tf_natgrad.operators import Fisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.rl.policies import Policy
 from tf_natgrad.solvers import ConjugateGradient
-from tf_natgrad.steps import LineSearch, kl_radius
+from tf_natgrad.steps import LineSearch, Trial, kl_radius
 
 
 class PolicyStepReport(NamedTuple):
@@ -114,9 +115,14 @@ class PolicyStep:
         objective.slope = tf.tensordot(gradient, step, 1)
         start = flat.read()
         max_kl = None if self.max_kl is None else _not_above(self.max_kl, flat.dtype.as_numpy_dtype)
-        report = self.line_search.run(
-            objective, lambda scale: flat.assign(start - scale * step), flat.variables, max_kl
-        )
+
+        def evaluate(scale: tf.Tensor) -> Trial:
+            there = zip(flat.variables, flat.unflatten(start - scale * step), strict=True)
+            with keras.StatelessScope(state_mapping=list(there)):
+                return Trial(objective.loss(), objective.kl(), objective.predicted(scale))
+
+        report = self.line_search.search(evaluate, objective.loss(), max_kl)
+        flat.assign(tf.where(report.accepted, start - report.scale * step, start))
         moved = report.accepted & tf.reduce_any(step != 0)
 
         def if_moved(value: tf.Tensor) -> tf.Tensor:

@@ -38,12 +38,12 @@ class PolicyHessian(ReturnHessian):
 
     Args:
         policy: a `Policy`.
-        episodes: that were drawn with it.
+        episodes: drawn with this policy.
         estimator: see above.
         baseline: `None`, a number, `"leave_one_out"`, `"time"`, `"value"` or a function; see `step_weights`.
         gamma: the discount factor.
-        chunk_steps: the number of steps in a chunk of episodes, about; the policy is called on one chunk after the
-            other in each product. By default it is called once, for all episodes.
+        chunk_steps: the approximate number of steps in a chunk of episodes; each product calls the policy on one chunk
+            after the other. By default the policy is called once, for all episodes.
 
     Raises:
         ValueError: if the policy does not fit the episodes, or an option is out of range.
@@ -89,11 +89,11 @@ class PolicyHessian(ReturnHessian):
 
     @property
     def step_weights(self) -> np.ndarray:
-        """`w_t`, `[M]`."""
+        """The weights `w_t` of the steps, `[M]`."""
         return self._batch.weights
 
     def policy_gradient(self) -> tf.Tensor:
-        """The estimate of the gradient of `E[R]` with the same weights, `[n]`."""
+        """Estimates the gradient of `E[R]` with the same step weights, `[n]`."""
         if self._whole is not None:
             return self._whole.policy_gradient()
         return self._over_chunks("gradient", lambda part, v: part.policy_gradient(), self._zeros())

@@ -33,8 +33,8 @@ class ExtremeCurvature(NamedTuple):
         cross_fitted_intervals: their confidence intervals over episodes, `[2, 2]`.
         null_limits: the bounds of the extreme eigenvalues of pure noise at the level of the test, `[2]`: quantiles
             of the studentised null, in units of the eigenvalues. NaN without null draws.
-        p_values: of each end against the null, `[2]`; NaN without null draws.
-        rejects: whether an end is distinguishable from noise at `level` (over both ends).
+        p_values: of the test at each end, `[2]`; NaN without null draws.
+        rejects: whether the test rejects the null at one end or both, at `level` over both ends.
         level: the level.
     """
 
@@ -83,7 +83,7 @@ def extreme_curvature(
 
     Args:
         policy: a `Policy`.
-        episodes: that were drawn with it, actions being samples, with equal weights.
+        episodes: drawn with this policy, with sampled actions and equal weights.
         estimator: a symmetric one; see `PolicyHessian`.
         baseline: see `PolicyHessian`.
         gamma: the discount factor.

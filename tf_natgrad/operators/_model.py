@@ -18,7 +18,7 @@ from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch, run_batch
 from tf_natgrad.operators._inputs import check_fits, unpack
-from tf_natgrad.operators.sources import DataSet, MicroBatches, OneBatch, Source
+from tf_natgrad.operators.sources import DataSet, Examples, MicroBatches, OneBatch
 from tf_natgrad.parameters import FlatParameters
 
 
@@ -119,7 +119,7 @@ class ModelOperator(CurvatureOperator):
         if variables is not None:
             _check_own(flat, model)
         super().__init__(flat, name=type(self).__name__)
-        self._source: Source = source
+        self._source: Examples = source
 
     def _runner(
         self, model: ModelLike, likelihood: Likelihood, flat: FlatParameters, known: bool
@@ -147,7 +147,7 @@ class ModelOperator(CurvatureOperator):
         return run
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Examples:
         """The source of the examples."""
         return self._source
 

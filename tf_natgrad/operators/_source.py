@@ -1,4 +1,4 @@
-"""The interface of the sources of examples, and the source that is a single batch."""
+"""What every source of examples or episodes does, and two sources of examples: a single batch, and many."""
 
 from __future__ import annotations
 
@@ -12,22 +12,7 @@ from tf_natgrad.operators._batch import Batch
 
 
 class Source(abc.ABC):
-    """The examples of a matrix, in one batch or in several; it computes sums over them."""
-
-    @property
-    @abc.abstractmethod
-    def batch(self) -> Batch | None:
-        """The single batch, recorded once; `None` if the model is called again for each sum."""
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether eager sums show their progress, and are therefore not compiled as a whole."""
-        return False
-
-    @property
-    @abc.abstractmethod
-    def gram_refusal(self) -> str | None:
-        """The reason why these examples have no Gram matrix, or `None`."""
+    """What a matrix is a sum over, in one part or in several; it computes such sums."""
 
     @abc.abstractmethod
     def sum(
@@ -38,20 +23,20 @@ class Source(abc.ABC):
         *operands: tf.Tensor,
         record_calls: bool = False,
     ) -> tf.Tensor:
-        """Computes the sum of `function(batch, *operands)` over the examples, eagerly or as graph code.
+        """Computes the sum of `function(part, *operands)` over the parts, eagerly or as graph code.
 
         Args:
             name: identifies this function among those of the same operator.
-            function: of a `Batch` and the operands.
+            function: of a part (of examples: a `Batch`) and the operands.
             like: a tensor of the shape and dtype of the result.
-            *operands: tensors that are the same for all examples.
+            *operands: tensors that are the same for all parts.
             record_calls: whether `function` looks at the recorded calls of the layers.
 
         Returns:
             A tensor like `like`.
 
         Raises:
-            ValueError: if a batch does not fit, or a data set ends earlier or later than it did at first.
+            ValueError: if a part does not fit, or a data set ends earlier or later than it did at first.
         """
 
     @abc.abstractmethod
@@ -71,7 +56,26 @@ class Source(abc.ABC):
         """Computes what all products with the Jacobian share, once and outside of any loop."""
 
 
-class OneBatch(Source):
+class Examples(Source):
+    """The examples of a model's matrix."""
+
+    @property
+    @abc.abstractmethod
+    def batch(self) -> Batch | None:
+        """The single batch, recorded once; `None` if the model is called again for each sum."""
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether eager sums show their progress, and are therefore not compiled as a whole."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def gram_refusal(self) -> str | None:
+        """The reason why these examples have no Gram matrix, or `None`."""
+
+
+class OneBatch(Examples):
     """One batch after its forward pass: a sum over it is a call.
 
     Args:
@@ -107,7 +111,7 @@ class OneBatch(Source):
         self._batch.linearization.prepare_jvp()
 
 
-class InParts(Source):
+class InParts(Examples):
     """Several batches, one after the other: the model is called on each of them for each sum."""
 
     def __init__(self):
@@ -174,4 +178,4 @@ def _refuse_mask(batch: Batch) -> None:
         )
 
 
-__all__ = ["InParts", "OneBatch", "Source"]
+__all__ = ["Examples", "InParts", "OneBatch", "Source"]

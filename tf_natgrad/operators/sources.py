@@ -12,7 +12,7 @@ from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition, note, require
 from tf_natgrad._progress import progress_bar
 from tf_natgrad.operators._inputs import input_conditions, unpack
-from tf_natgrad.operators._source import InParts, OneBatch, Source
+from tf_natgrad.operators._source import Examples, InParts, OneBatch, Source
 
 
 class DataSet(InParts):
@@ -205,4 +205,4 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: 
     return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
 
 
-__all__ = ["DataSet", "InParts", "MicroBatches", "OneBatch", "Source"]
+__all__ = ["DataSet", "Examples", "InParts", "MicroBatches", "OneBatch", "Source"]

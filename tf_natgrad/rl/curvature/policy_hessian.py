@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -14,12 +15,45 @@ from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import CurvatureOperator, ScoreFunctionHessian
 from tf_natgrad.operators.score_function import ESTIMATORS, ReturnHessian
 from tf_natgrad.parameters import FlatParameters
+from tf_natgrad.rl.curvature._episode_sources import AllEpisodes, ChangingEpisodes, Drawn, EpisodeChunks, EpisodeSource
 from tf_natgrad.rl.curvature.baselines import Baseline, step_weights
 from tf_natgrad.rl.episodes import Episodes, check_episodes
 from tf_natgrad.rl.policies import Policy, check_policy, has_kinks
 
 
-class PolicyHessian(ReturnHessian):
+class _OverEpisodes(ReturnHessian):
+    """An estimate of the Hessian as a sum over a source of episodes."""
+
+    def __init__(self, flat: FlatParameters, name: str, estimator: str, source: EpisodeSource):
+        super().__init__(flat, name=name)
+        self._estimator = estimator
+        self._source = source
+
+    @property
+    def estimator(self) -> str:
+        """The name of the estimator."""
+        return self._estimator
+
+    def prepare(self) -> None:
+        self._source.prepare()
+
+    def product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._source.sum("product", ScoreFunctionHessian.product, vector, vector)
+
+    def products(self, rows: tf.Tensor) -> tf.Tensor:
+        return self._source.sum("products", ScoreFunctionHessian.products, rows, rows)
+
+    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._source.sum("adjoint_product", ScoreFunctionHessian.adjoint_product, vector, vector)
+
+    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
+        return self._source.concatenated("episode_forms", ScoreFunctionHessian.episode_forms, vector)
+
+    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
+        return self._source.map_rows(function, rows)
+
+
+class PolicyHessian(_OverEpisodes):
     """Estimates `d^2 / dtheta^2 E[R]`, `[n, n]`, from episodes that are drawn once.
 
     `R = sum_t gamma^t r_t`. With `g_t`, `h_t` the gradient and Hessian of `log pi(a_t | s_t)` and `w_t` the discounted
@@ -76,27 +110,31 @@ class PolicyHessian(ReturnHessian):
         ensure_built(policy, observations)
         _check_actions(policy, observations, episodes)
         flat = FlatParameters(policy.trainable_variables)
-        super().__init__(flat, name="PolicyHessian")
-        weights = step_weights(episodes, estimator, baseline, gamma)
-        self._batch = _EpisodeBatch(policy, episodes, observations, weights, estimator)
-        self._whole = self._batch.operator(slice(None)) if chunk_steps is None else None
-        self._chunks = [] if chunk_steps is None else self._batch.chunks(chunk_steps)
-
-    @property
-    def estimator(self) -> str:
-        """The name of the estimator."""
-        return self._batch.estimator
+        self._weights = step_weights(episodes, estimator, baseline, gamma)
+        self._drawn = Drawn(
+            policy,
+            estimator,
+            observations,
+            tf.constant(episodes.actions),
+            tf.constant(self._weights, flat.dtype),
+            tf.constant(episodes.episode_ids, tf.int32),
+            tf.constant(episodes.episode_weights, flat.dtype),
+        )
+        if chunk_steps is None:
+            source: EpisodeSource = AllEpisodes(self._drawn)
+        else:
+            source = EpisodeChunks(self._drawn, episodes.starts, episodes.lengths, chunk_steps)
+        super().__init__(flat, "PolicyHessian", estimator, source)
 
     @property
     def step_weights(self) -> np.ndarray:
         """The weights `w_t` of the steps, `[M]`."""
-        return self._batch.weights
+        return self._weights
 
     def policy_gradient(self) -> tf.Tensor:
         """Estimates the gradient of `E[R]` with the same step weights, `[n]`."""
-        if self._whole is not None:
-            return self._whole.policy_gradient()
-        return self._over_chunks("gradient", lambda part, v: part.policy_gradient(), self._zeros())
+        like = tf.zeros([self._flat.size], self.dtype)
+        return self._source.sum("policy_gradient", ScoreFunctionHessian.policy_gradient, like)
 
     def reweighted(self) -> tuple[CurvatureOperator, tf.Variable]:
         """Returns the same operator with episode weights that can be changed at any time, without a new trace.
@@ -104,8 +142,8 @@ class PolicyHessian(ReturnHessian):
         Returns:
             `(operator, weights)`: assign to the variable `weights` `[N]`.
         """
-        shares = tf.Variable(self._batch.shares, trainable=False)
-        return _Changeable(self._batch, self._flat, shares, self._batch.actions), shares
+        shares = tf.Variable(self._drawn.shares, trainable=False)
+        return self._changing(dataclasses.replace(self._drawn, shares=shares)), shares
 
     def redrawn(self) -> tuple[ReturnHessian, tf.Variable]:
         """Returns the same operator with actions that can be changed at any time, without a new trace.
@@ -115,144 +153,11 @@ class PolicyHessian(ReturnHessian):
         Returns:
             `(operator, actions)`: assign to the variable `actions`, of the shape of the recorded ones.
         """
-        actions = tf.Variable(self._batch.actions, trainable=False)
-        return _Changeable(self._batch, self._flat, self._batch.shares, actions), actions
+        actions = tf.Variable(self._drawn.actions, trainable=False)
+        return self._changing(dataclasses.replace(self._drawn, actions=actions)), actions
 
-    def prepare(self) -> None:
-        """Does nothing: the policy is called on construction, or for each chunk."""
-
-    def _zeros(self) -> tf.Tensor:
-        return tf.zeros([self._flat.size], self.dtype)
-
-    def product(self, vector: tf.Tensor) -> tf.Tensor:
-        if self._whole is not None:
-            return self._whole.product(vector)
-        return self._over_chunks("product", lambda part, v: part.product(v), vector)
-
-    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
-        if self._whole is not None:
-            return self._whole.episode_forms(vector)
-        parts = [self._batch.run("forms", c, lambda part, v: part.episode_forms(v), vector) for c in self._chunks]
-        return tf.concat(parts, 0)
-
-    def _over_chunks(self, key: str, function: Any, vector: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([self._batch.run(key, chunk, function, vector) for chunk in self._chunks])
-
-    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        if self._whole is not None:
-            return self._whole.adjoint_product(vector)
-        return self._over_chunks("adjoint", lambda part, v: part.adjoint_product(v), vector)
-
-    def map_rows(self, function: Any, rows: tf.Tensor) -> tf.Tensor:
-        if self._whole is not None:
-            return self._whole.map_rows(function, rows)
-        return tf.map_fn(function, rows, parallel_iterations=1)
-
-
-class _Changeable(ReturnHessian):
-    """A policy Hessian whose episode weights or actions are a variable; the policy is called at each product."""
-
-    def __init__(self, batch: _EpisodeBatch, flat: FlatParameters, shares: Any, actions: Any):
-        super().__init__(flat, name="Changeable")
-        self._batch = batch
-        self._shares = shares
-        self._actions = actions
-
-    @property
-    def estimator(self) -> str:
-        return self._batch.estimator
-
-    def prepare(self) -> None:
-        """Does nothing: the policy is called in each product."""
-
-    def product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._part().product(vector)
-
-    def adjoint_product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._part().adjoint_product(vector)
-
-    def episode_forms(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._part().episode_forms(vector)
-
-    def products(self, rows: tf.Tensor) -> tf.Tensor:
-        part = self._part()
-        return part.map_rows(part.product, rows)
-
-    def _part(self) -> ScoreFunctionHessian:
-        shares, actions = (tf.convert_to_tensor(values) for values in (self._shares, self._actions))
-        return self._batch.operator(slice(None), shares, actions)
-
-
-class _EpisodeBatch:
-    """The arrays of the episodes, on the device, and the operators of parts of them."""
-
-    def __init__(
-        self, policy: Policy, episodes: Episodes, observations: tf.Tensor, weights: np.ndarray, estimator: str
-    ):
-        self.policy = policy
-        self.weights = weights
-        self.estimator = estimator
-        self._episodes = episodes
-        dtype = FlatParameters(policy.trainable_variables).dtype
-        self._observations = observations
-        self.actions = tf.constant(episodes.actions)
-        self._weights = tf.constant(weights, dtype)
-        self._ids = tf.constant(episodes.episode_ids, tf.int32)
-        self.shares = tf.constant(episodes.episode_weights, dtype)
-        self._functions: dict[str, Any] = {}
-
-    def chunks(self, steps: int) -> list[tuple[slice, slice]]:
-        """Groups whole episodes into chunks of about `steps` steps; returns the steps and episodes of each."""
-        ends = self._episodes.starts + self._episodes.lengths
-        found, first = [], 0
-        while first < self._episodes.num_episodes:
-            start = self._episodes.starts[first]
-            last = max(first + 1, int(np.searchsorted(ends, start + steps, side="right")))
-            found.append((slice(int(start), int(ends[last - 1])), slice(first, last)))
-            first = last
-        return found
-
-    def operator(self, steps: slice, shares: tf.Tensor | None = None, actions: tf.Tensor | None = None):
-        """The operator of these steps, built eagerly or inside a trace."""
-        ids = self._ids[steps]
-        return self._make(
-            self._observations[steps],
-            (self.actions if actions is None else actions)[steps],
-            self._weights[steps],
-            ids - ids[0],
-            self.shares if shares is None else shares,
-        )
-
-    def _make(self, observations, actions, weights, ids, shares) -> ScoreFunctionHessian:
-        return ScoreFunctionHessian(
-            lambda: self.policy.log_prob(observations, actions),
-            self.policy.trainable_variables,
-            weights,
-            ids,
-            episode_weights=shares,
-            estimator=self.estimator,
-            model=self.policy,
-        )
-
-    def run(self, key: str, chunk: tuple[slice, slice], function: Any, vector: tf.Tensor) -> tf.Tensor:
-        """`function(operator of the chunk, vector)`, as one graph for chunks of all sizes."""
-        if key not in self._functions:
-            tensors = (self._observations, self.actions, self._weights, self._ids, self.shares)
-            specs = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in tensors]
-            specs.append(tf.TensorSpec(vector.shape, vector.dtype))
-            self._functions[key] = tf.function(
-                lambda *args: function(self._make(*args[:5]), args[5]), input_signature=specs, autograph=False
-            )
-        steps, episodes = chunk
-        ids = self._ids[steps]
-        return self._functions[key](
-            self._observations[steps],
-            self.actions[steps],
-            self._weights[steps],
-            ids - ids[0],
-            self.shares[episodes],
-            vector,
-        )
+    def _changing(self, drawn: Drawn) -> ReturnHessian:
+        return _OverEpisodes(self._flat, "Changing", self._estimator, ChangingEpisodes(drawn))
 
 
 def _check_actions(policy: Policy, observations: tf.Tensor, episodes: Episodes) -> None:

@@ -14,4 +14,4 @@ class NonFiniteError(ValueError):
 # By name, as an assertion inside a graph can only carry text.
 BY_NAME: dict[str, type[ValueError]] = {error.__name__: error for error in (GramMismatchError, NonFiniteError)}
 
-__all__ = ["BY_NAME", "GramMismatchError", "NonFiniteError"]
+__all__ = ["GramMismatchError", "NonFiniteError"]

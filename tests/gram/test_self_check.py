@@ -273,7 +273,9 @@ def test_the_first_look_leaves_the_model_as_it_was():
     model(x)
     seed = shared.state.numpy()
     before = [tf.identity(v.value) for v in model.non_trainable_variables]
-    plan = ng._planning.plan_solver(model, training.sparse(), (x, y), solver=ng.solvers.get("auto"), training=True)
+    plan = ng.training.planning.plan_solver(
+        model, training.sparse(), (x, y), solver=ng.solvers.get("auto"), training=True
+    )
     assert plan[1] and not isinstance(plan[0].algorithm, ng.solvers.Gram)
     assert np.array_equal(seed, shared.state)
     for old, new in zip(before, model.non_trainable_variables, strict=True):

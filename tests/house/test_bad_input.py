@@ -16,6 +16,7 @@ AREAS = ("operators", "solvers", "training", "distributions", "rl")
 # Public names that are no doors, or are tried through others.
 NO_DOORS = {
     "tf_natgrad": {"NaturalGradientMixin", "NaturalGradientModel", "NaturalGradientSequential"},
+    "errors": {"GramMismatchError", "NonFiniteError"},
     "operators": {"CurvatureOperator", "FactoredOperator", "FactoredRhs"},
     "solvers": {"CGInfo", "CholeskyInfo", "GramInfo", "Planned", "SVDInfo", "Solution", "Solver", "StopReason"},
     "spectrum": {"Eigenpairs", "EigshInfo", "SpectralDensity", "TraceEstimate"},

@@ -78,6 +78,11 @@ class Interrupt(callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def trained(model, data):
+    """What `fit` logs, but for the count of batches left out, which goes on counting."""
+    return {name: column for name, column in fit(model, data).items() if name != "skipped_steps"}
+
+
 def raises_and_goes_on(model, bad, good, match):
     """The third batch of `bad` is refused, with the state after the second; the last two train as if nothing was.
 
@@ -87,7 +92,7 @@ def raises_and_goes_on(model, bad, good, match):
     with pytest.raises(ValueError, match=match):
         fit(model, bad)
     found = values(model)
-    rest = fit(model, good(parts=(3, 4)))
+    rest = trained(model, good(parts=(3, 4)))
     end = values(model)
     assign(model, start)
     with contextlib.suppress(KeyboardInterrupt):
@@ -95,7 +100,7 @@ def raises_and_goes_on(model, bad, good, match):
     # The count tells of batches left out, whatever came of them.
     assert not changed(model, found, but=["skipped_steps"])
     assert changed(model, start)
-    assert fit(model, good(parts=(3, 4))) == rest
+    assert trained(model, good(parts=(3, 4))) == rest
     assert not changed(model, end, but=["skipped_steps"])
 
 
@@ -360,7 +365,10 @@ def _function(bad=True):
 @pytest.mark.parametrize(
     ("data", "first_two"),
     # The same kind of iterator: a step traced for batches of any size rounds otherwise than one for this size.
-    [(_generator, lambda: itertools.islice(_generator(), 2)), (_function, lambda: good(parts=(0, 1)))],
+    [
+        (_generator, lambda: (batch for batch in itertools.islice(_generator(), 2))),
+        (_function, lambda: good(parts=(0, 1))),
+    ],
 )
 def test_a_data_set_that_raises_in_the_middle_of_an_epoch(data, first_two):
     model = regression(ng.NaturalGradient())

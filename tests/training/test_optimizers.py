@@ -153,12 +153,24 @@ def test_mixed_precision_takes_the_step_of_single_precision(policy, tolerance, m
 def test_the_loss_scale_does_not_change_the_step(solver):
     def optimizer(scale):
         inner = training.plain(0.5, solver=solver, clipnorm=0.4, weight_decay=0.01)
-        return keras.optimizers.LossScaleOptimizer(inner, initial_scale=scale, dynamic_growth_steps=1)
+        return keras.optimizers.LossScaleOptimizer(inner, initial_scale=scale)
 
     models = [_step_in("mixed_float16", optimizer(2.0**power))[0] for power in (0, 8, 20)]
-    assert [float(m.optimizer.dynamic_scale) for m in models] == [2.0, 2.0**9, 2.0**21]
+    # There is no loss that is scaled, nor a reason to change the scale.
+    assert [float(m.optimizer.dynamic_scale) for m in models] == [1.0, 2.0**8, 2.0**20]
     for model in models[1:]:
         assert training.same_weights(models[0].get_weights(), model.get_weights())
+
+
+def test_other_optimizers_train_under_a_loss_scale_too():
+    """Keras wraps a `MultiOptimizer` in a loss scale where the policy is float16."""
+    natural, sgd = training.plain(0.5, solver="cg"), keras.optimizers.SGD(0.1)
+    chosen = keras.optimizers.OptimizerMap(natural, {".*bias": sgd})
+    model, _ = _step_in("mixed_float16", keras.optimizers.MultiOptimizer(chosen))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert int(sgd.iterations) == int(natural.iterations) == int(model.optimizer.iterations) == 1
+    for variable in model.trainable_variables:
+        assert np.any(variable.numpy()) or "bias" not in variable.path
 
 
 def test_a_loss_scale_factor_does_not_change_the_step():

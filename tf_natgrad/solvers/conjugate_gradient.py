@@ -189,18 +189,18 @@ class ConjugateGradient(Algorithm):
         least = self.progress_tolerance * tf.cast(span, tf.float64)
         return (iteration > span) & (now < 0) & (tf.math.divide_no_nan(now - before, now) < least)
 
-    def inverse(self, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
-        if self.preconditioner is None:
-            return lambda r: r
-        if callable(self.preconditioner):
-            return self.preconditioner
-        diagonal = operator.diag_part()
-        # A zero on the diagonal of a semi-definite matrix is a zero row.
-        inverse = tf.where(diagonal > 0, tf.math.reciprocal_no_nan(diagonal), tf.ones_like(diagonal))
-        return lambda r: inverse * r
-
     def report(self, numbers: tuple) -> CGInfo:
         return CGInfo(type(self).__name__, *numbers)
+
+
+def _inverse(preconditioner: Any, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The preconditioner for an operator, as a function `[n] -> [n]`."""
+    if preconditioner != "jacobi":
+        return preconditioner or tf.identity
+    diagonal = operator.diag_part()
+    # A zero on the diagonal of a semi-definite matrix is a zero row.
+    inverse = tf.where(diagonal > 0, tf.math.reciprocal_no_nan(diagonal), tf.ones_like(diagonal))
+    return lambda r: inverse * r
 
 
 def _verified(truth: tf.Tensor, r: tf.Tensor, replace: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -228,7 +228,7 @@ class _Run:
 
     def __init__(self, solver: ConjugateGradient, operator: Any, b: tf.Tensor):
         self._solver, self._operator, self._b = solver, operator, b
-        self._multiply, self._precondition = product_of(operator), solver.inverse(operator)
+        self._multiply, self._precondition = product_of(operator), _inverse(solver.preconditioner, operator)
         self._limit = solver.limit(operator.shape[-1])
         self._scale = _norm(b)
         self._tolerance = tf.maximum(tf.constant(solver.atol, tf.float64), solver.rtol * self._scale)

@@ -76,8 +76,9 @@ class NaturalGradientMixin:
         update(plan, verdict)
         beside.settle(verdict.accepted)
         logs = {**logs_of(plan, verdict), **self._metrics_after(plan, verdict)}
-        # What depends on the update comes after it: an assertion that fails ends the graph.
-        with tf.control_dependencies(tf.nest.flatten(logs)):
+        # An assertion that fails ends the graph: it comes after all that is to be as the step left it.
+        settled = [tf.convert_to_tensor(v.value) for v in (*self.variables, *self.optimizer.variables)]
+        with tf.control_dependencies([*tf.nest.flatten(logs), *settled]):
             judge(refusals_of(plan, verdict))
         return logs
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_natgrad import _checks, _keras
 from tf_natgrad.solvers import Solver, get, to_config
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
-from tf_natgrad.training._options import check_keras_options, check_variables, option_of
+from tf_natgrad.training._options import check_combinations, check_keras_options, check_variables, option_of
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -104,10 +104,6 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         combines = isinstance(momentum, str)
         if combines:
             _checks.check_choice("momentum", momentum, ("optimal",))
-            if micro_batch_size is not None:
-                raise ValueError(
-                    _checks.message("momentum", "'optimal' with `micro_batch_size`", "a number", "Use `warm_start`.")
-                )
             momentum = 0.0
         for option, value in (("damping", damping), ("momentum", momentum), ("warm_start", warm_start)):
             _checks.check_number(option, value, minimum=0.0)
@@ -124,31 +120,8 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
         _checks.check_choice("fisher", fisher, ("exact", "mc"))
-        if fisher == "mc" and micro_batch_size is not None:
-            raise ValueError(
-                _checks.message(
-                    "micro_batch_size", f"{micro_batch_size} with `fisher='mc'`", "None, or `fisher='exact'`"
-                )
-            )
-        if kwargs.get("ema_overwrite_frequency") and line_search is not None:
-            raise ValueError(
-                _checks.message(
-                    "ema_overwrite_frequency",
-                    kwargs["ema_overwrite_frequency"],
-                    "None together with a line search, which would take the overwriting back",
-                    "Leave it out and take the average at the end, as Keras does, or pass `line_search=None`.",
-                )
-            )
         _checks.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-        if kwargs.get("gradient_accumulation_steps"):
-            raise ValueError(
-                _checks.message(
-                    "gradient_accumulation_steps",
-                    kwargs["gradient_accumulation_steps"],
-                    "None",
-                    "The Fisher of an accumulated batch is not the sum of what is accumulated; use a larger batch.",
-                )
-            )
+        check_combinations(combines, fisher, micro_batch_size, line_search, kwargs)
         # A schedule is callable; a dictionary is one as a saved model has it.
         if not callable(learning_rate) and not isinstance(learning_rate, dict):
             _checks.check_number("learning_rate", learning_rate, minimum=0.0, remedy="Or pass a schedule.")

@@ -53,13 +53,16 @@ class Beside:
     """
 
     def __init__(self, plan: Plan):
-        optimizer, natural = plan.model.optimizer, plan.natural
+        optimizer = getattr(plan.model.optimizer, "inner_optimizer", plan.model.optimizer)
+        natural = plan.natural
         own = {id(v) for v in natural.variables}
         self._variables = [*(v for _, v in plan.gradients), *(v for v in optimizer.variables if id(v) not in own)]
         self._before = [tf.identity(tf.convert_to_tensor(v.value)) for v in self._variables]
         if optimizer is not natural:
-            apply_beside(natural, optimizer, plan.gradients)
-            _keras.count_step(optimizer)
+            # Not even a step is counted of a batch that could not be read.
+            with tf.control_dependencies([gradient for gradient, _ in plan.gradients]):
+                apply_beside(natural, optimizer, plan.gradients)
+                _keras.count_step(optimizer)
 
     def settle(self, accepted: tf.Tensor) -> None:
         """Keeps what they did, or puts it back.
@@ -138,7 +141,9 @@ def update(plan: Plan, verdict: Verdict) -> None:
             kept[k] = decayed
     scale = verdict.scale
     steps = [tf.where(verdict.accepted, s * tf.cast(scale, s.dtype), tf.zeros_like(s)) for s in plan.steps]
-    natural.apply_direction(steps, plan.variables, decayed=plan.decays_first)
+    # Not even a step is counted of a batch that could not be read.
+    with tf.control_dependencies([verdict.accepted]):
+        natural.apply_direction(steps, plan.variables, decayed=plan.decays_first)
     put_back([*plan.variables, *state], [*kept, *before], ~verdict.accepted)
     put_back(*plan.statistics, ~verdict.sound)
     _note(plan, verdict, slots, number)

@@ -1,6 +1,9 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
-from tf_natgrad import distributions, errors, operators, parameters, rl, solvers, spectrum
+import sys
+from typing import Any
+
+from tf_natgrad import _moved, distributions, errors, operators, parameters, rl, solvers, spectrum
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training import (
     NaturalGradient,
@@ -14,6 +17,15 @@ from tf_natgrad.training import (
 )
 
 __version__ = "0.1.0"
+
+_moved.install()
+# `import tf_natgrad.callbacks` finds it, wherever its file is.
+sys.modules[f"{__name__}.callbacks"] = callbacks
+
+
+def __getattr__(name: str) -> Any:
+    return _moved.attribute(__name__, name)
+
 
 __all__ = [
     "LevenbergMarquardt",

@@ -306,6 +306,34 @@ def test_the_block_formula_is_not_taken_where_the_gram_matrix_is_refused(monkeyp
     assert difference(problem.matrix(), ng.operators.Fisher(model, SOFTMAX, x).to_dense()) < 1e-12
 
 
+class Slope(keras.Model):
+    """The derivative of a function that one dense layer makes of powers of its argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, use_bias=False)
+
+    def call(self, x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = self.dense(tf.concat([x, x**2, x**3], 1))
+        return tape.gradient(value, x)
+
+
+def test_a_gradient_inside_call_is_fitted_too(rng):
+    """The kernel acts by the derivatives of the features, not by the features that the layer was called with."""
+    x = rng.normal(size=(40, 1))
+    slopes = np.cos(x)
+    model = Slope()
+    model(x[:1])
+    problem = Fit(model, "mse", as_dataset((x, slopes), None))
+    assert problem.layer is None
+    derivatives = np.concatenate([np.ones_like(x), 2.0 * x, 3.0 * x**2], 1)
+    found = fit(model, "mse", (x, slopes))
+    assert found.converged
+    assert difference(model.dense.kernel.numpy(), np.linalg.lstsq(derivatives, slopes, rcond=None)[0]) < 1e-10
+
+
 def test_last_layer_on_frozen_features():
     x, y = data()
     keras.utils.set_random_seed(0)

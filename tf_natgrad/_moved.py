@@ -12,6 +12,7 @@ from typing import Any
 
 # Old name -> new name, within the package.
 MOVED = {
+    "gram": "layers",
     "models": "training.models",
     "optimizers": "training.optimizer",
     "step": "steps",

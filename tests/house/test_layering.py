@@ -16,7 +16,7 @@ ROOT = pathlib.Path(tf_natgrad.__file__).parent
 LAYERS = [
     {"_typing", "_checks", "_conditions", "_files", "_keras", "_moved", "_progress", "errors", "parameters"},
     {"distributions"},
-    {"linearize", "gram", "operators"},
+    {"linearize", "layers", "operators"},
     {"solvers", "spectrum"},
     {"steps"},
     {"training"},
@@ -24,8 +24,8 @@ LAYERS = [
 ]
 # Within a row, what else is forbidden, of rooms and of rooms within rooms: importer -> imported.
 FORBIDDEN = {
-    "linearize": {"gram", "operators"},
-    "gram": {"operators"},
+    "linearize": {"layers", "operators"},
+    "layers": {"operators"},
     "solvers": {"spectrum"},
     "spectrum": {"solvers"},
     "training.objective": {"training.models", "training.step"},

@@ -10,6 +10,7 @@ from tf_natgrad import _moved
 
 # What each of these modules offered before it moved.
 NAMES = {
+    "gram": ["LayerCall", "Record", "Rule", "WeightGradientRule", "capture", "register_rule", "rule_for"],
     "models": ["NaturalGradientMixin", "NaturalGradientModel", "NaturalGradientSequential", "natural_gradient_model"],
     "optimizers": ["NaturalGradient"],
     "step": ["LevenbergMarquardt", "LineSearch", "Objective", "StepReport", "kl_radius", "restore", "take"],

@@ -53,15 +53,15 @@ SLOW: dict[str, list[str]] = {
     "experiments/test_policy_curvature.py": ["*"],
     "experiments/test_races.py": ["*"],
     "experiments/test_trpo_experiment.py": ["*"],
-    "gram/test_gram.py": [
+    "layers/test_gram.py": [
         "test_fallback_*",
         "test_time_distributed*",
         "test_random_numbers_inside*",
         "test_layer[conv1d_*",
         "test_layer[conv2d_*",
     ],
-    "gram/test_gram_scaled.py": ["*"],
-    "gram/test_self_check.py": ["test_singular_systems*", "test_regression*"],
+    "layers/test_gram_scaled.py": ["*"],
+    "layers/test_self_check.py": ["test_singular_systems*", "test_regression*"],
     "house/test_bad_input.py": ["*[training]", "*[rl]"],
     "house/test_docstrings.py": ["test_example*rl.agents*", "test_example*significance*", "test_example*StepLogger*"],
     "house/test_readme.py": ["test_example_runs*-1]", "test_example_runs*-6]", "test_example_runs*-7]"],

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from oracle import difference
 
-from tf_natgrad.gram import fallback
+from tf_natgrad.layers import fallback
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.operators import Fisher, GaussNewton, Hessian
 from tf_natgrad.operators._base import over_units
@@ -20,7 +20,7 @@ from tf_natgrad.solvers import ConjugateGradient, Gram
 from tf_natgrad.spectrum import eigsh, extreme, hutchinson_trace
 
 # The package exports a function of the module's name.
-capture_module = sys.modules["tf_natgrad.gram.capture"]
+capture_module = sys.modules["tf_natgrad.layers.capture"]
 
 _PREAMBLE = """
 import os, resource, json

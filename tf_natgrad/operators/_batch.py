@@ -15,7 +15,7 @@ from tf_natgrad import _checks, _keras
 from tf_natgrad._conditions import Condition, note, noted
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
-from tf_natgrad.gram import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
+from tf_natgrad.layers import CAUSE, Record, capture, gram_mismatch, tolerated_mismatch
 from tf_natgrad.linearize import Linearization, call_model, ensure_built
 from tf_natgrad.operators._factors import OutputFactor
 from tf_natgrad.operators._inputs import input_conditions

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition
 from tf_natgrad.errors import GramMismatchError
-from tf_natgrad.gram import CAUSE
+from tf_natgrad.layers import CAUSE
 from tf_natgrad.operators import FactoredOperator, FactoredRhs
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 from tf_natgrad.solvers._gram_system import GramSystem

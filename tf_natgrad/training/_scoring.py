@@ -12,8 +12,8 @@ import tensorflow as tf
 from tf_natgrad import _conditions
 from tf_natgrad._typing import LossLike
 from tf_natgrad.distributions import likelihood_of
-from tf_natgrad.gram import LayerCall, rule_for
-from tf_natgrad.gram.dense import DenseRule
+from tf_natgrad.layers import LayerCall, rule_for
+from tf_natgrad.layers.dense import DenseRule
 from tf_natgrad.operators import CurvatureOperator, Fisher, Penalty
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory

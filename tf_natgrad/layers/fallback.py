@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, Rule, Scales, symmetric_product
+from tf_natgrad.layers._base import LayerCall, Rule, Scales, symmetric_product
 
 # Bytes of per-example gradients held at once.
 MEMORY_LIMIT = 1 << 30

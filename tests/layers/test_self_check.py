@@ -11,7 +11,7 @@ from oracle import difference
 
 import tf_natgrad as ng
 from tf_natgrad.errors import GramMismatchError
-from tf_natgrad.gram import gram_mismatch, tolerated_mismatch
+from tf_natgrad.layers import gram_mismatch, tolerated_mismatch
 from tf_natgrad.operators import Fisher
 
 

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from oracle import difference
 
-from tf_natgrad.gram import Rule, _base, capture, fallback, register_rule, registry, rule_for
-from tf_natgrad.gram.dense import DenseRule
-from tf_natgrad.gram.fallback import FallbackRule
+from tf_natgrad.layers import Rule, _base, capture, fallback, register_rule, registry, rule_for
+from tf_natgrad.layers.dense import DenseRule
+from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.operators import Fisher
 from tf_natgrad.solvers import ConjugateGradient, Gram
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 TOLERANCE = 1e-10
 # The package exports a function of the module's name.
-capture_module = sys.modules["tf_natgrad.gram.capture"]
+capture_module = sys.modules["tf_natgrad.layers.capture"]
 
 
 def _sparse():
@@ -162,7 +162,7 @@ def test_gram_in_blocks(name, monkeypatch):
     problem = cases.shared(name)
     for module in ("_base", "dense", "fallback"):
         spy = lambda rows: sizes.append(rows.shape[0]) or product(rows)  # noqa: E731
-        monkeypatch.setattr(sys.modules[f"tf_natgrad.gram.{module}"], "symmetric_product", spy)
+        monkeypatch.setattr(sys.modules[f"tf_natgrad.layers.{module}"], "symmetric_product", spy)
     fisher = problem.make_fisher()
     columns = fisher.batch.factor.columns() * tf.sqrt(fisher.batch.output_weights)
     gram = tf.function(lambda: fisher.batch.record.gram(fisher.batch.linearization, columns))()

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad.gram._base import LayerCall, Rule, Scales
-from tf_natgrad.gram.registry import FALLBACK, has_rule, registered_rule, rule_for
+from tf_natgrad.layers._base import LayerCall, Rule, Scales
+from tf_natgrad.layers.registry import FALLBACK, has_rule, registered_rule, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
 

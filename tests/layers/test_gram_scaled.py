@@ -8,8 +8,8 @@ import tensorflow as tf
 from oracle import difference
 from test_gram import VARIANTS, _variant
 
-from tf_natgrad.gram import Rule, WeightGradientRule, fallback, registry
-from tf_natgrad.gram.fallback import FallbackRule
+from tf_natgrad.layers import Rule, WeightGradientRule, fallback, registry
+from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.operators import Damped, FactoredRhs, Fisher
 from tf_natgrad.operators._factored_model import FactoredModelOperator
 from tf_natgrad.solvers import Gram

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.gram._base import LayerCall, WeightGradientRule
+from tf_natgrad.layers._base import LayerCall, WeightGradientRule
 
 
 class NormalizationRule(WeightGradientRule):

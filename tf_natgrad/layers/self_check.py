@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_natgrad.gram.capture import Record
+from tf_natgrad.layers.capture import Record
 from tf_natgrad.linearize import Linearization
 
 # Roundings by which the two ways may differ, relative to the trace; and the most that any precision excuses.

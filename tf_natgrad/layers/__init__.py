@@ -1,9 +1,9 @@
 """The Gram matrix `K = A A^T` of a network, layer by layer, without its Jacobian."""
 
-from tf_natgrad.gram._base import LayerCall, Rule, WeightGradientRule
-from tf_natgrad.gram.capture import Record, capture
-from tf_natgrad.gram.registry import register_rule, rule_for
-from tf_natgrad.gram.self_check import CAUSE, gram_mismatch, tolerated_mismatch
+from tf_natgrad.layers._base import LayerCall, Rule, WeightGradientRule
+from tf_natgrad.layers.capture import Record, capture
+from tf_natgrad.layers.registry import register_rule, rule_for
+from tf_natgrad.layers.self_check import CAUSE, gram_mismatch, tolerated_mismatch
 
 __all__ = [
     "CAUSE",

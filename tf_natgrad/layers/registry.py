@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import keras
 
-from tf_natgrad.gram._base import Rule
-from tf_natgrad.gram.convolution import ConvolutionRule
-from tf_natgrad.gram.dense import DenseRule
-from tf_natgrad.gram.embedding import EmbeddingRule
-from tf_natgrad.gram.fallback import FallbackRule
-from tf_natgrad.gram.normalization import NormalizationRule
+from tf_natgrad.layers._base import Rule
+from tf_natgrad.layers.convolution import ConvolutionRule
+from tf_natgrad.layers.dense import DenseRule
+from tf_natgrad.layers.embedding import EmbeddingRule
+from tf_natgrad.layers.fallback import FallbackRule
+from tf_natgrad.layers.normalization import NormalizationRule
 
 _layers = keras.layers
 _RULES: dict[type, Rule] = {

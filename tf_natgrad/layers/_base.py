@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -46,6 +46,26 @@ class LayerCall:
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
 
 
+# Variables with a tensor of the same shape each.
+Squares = list[tuple[keras.Variable, tf.Tensor]]
+
+
+class MatrixShape(NamedTuple):
+    """A layer's variables as one matrix: the first axes of each are rows, the last `output_axes` columns.
+
+    Attributes:
+        variables: the kernel, and the bias as a last row.
+        rows: `d_in`.
+        columns: `d_out`.
+        is_table: whether an input is a row number, so that the factor of the inputs is diagonal.
+    """
+
+    variables: list[keras.Variable]
+    rows: int
+    columns: int
+    is_table: bool = False
+
+
 class Rule(abc.ABC):
     """Computes the share of layers of some classes in `K = A A^T`.
 
@@ -60,6 +80,50 @@ class Rule(abc.ABC):
     def supports(self, layer: keras.layers.Layer) -> bool:
         """Returns whether this rule is right for this instance of the layer class."""
         return True
+
+    def matrix_shape(self, layer: keras.layers.Layer) -> MatrixShape | None:
+        """Returns the shape of the layer's variables as one matrix that acts on its inputs, or `None`."""
+        del layer
+        return None
+
+    def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
+        """Computes what that matrix acts on, for rules whose `matrix_shape` is not `None`.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            dtype: in which sums are taken.
+
+        Returns:
+            `h`, `[N, T, d_in]`, the positions of all calls, with a 1 at the end where there is a bias; or, of a table,
+            row numbers `[N, T]`.
+        """
+        raise NotImplementedError
+
+    def matrix_gradients(self, gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+        """Computes the gradients at the outputs of that matrix.
+
+        Args:
+            gradients: for each call, the gradients `[Q, N, ...]` of the columns with respect to its output.
+            dtype: in which sums are taken.
+
+        Returns:
+            `d`, `[Q, N, T, d_out]`.
+        """
+        return tf.concat([with_positions(tf.cast(g, dtype), 2) for g in gradients], 2)
+
+    def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares | None:
+        """Computes `sum_qi G[q, i]^2`, the share of these columns in the diagonal of the curvature matrix.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            gradients: for each call, the gradients `[Q, N, ...]` of the columns with respect to its output.
+            dtype: in which sums are taken.
+
+        Returns:
+            Each variable with a tensor of its shape; `None`: the rule of all layers is to do it.
+        """
+        del calls, gradients, dtype
+        return None
 
     def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
         """Reduces the gradients of some columns to what `gram` needs: by default, the gradients themselves.
@@ -195,6 +259,34 @@ def symmetric_product(rows: tf.Tensor) -> tf.Tensor:
     return tf.concat(strips, 0)
 
 
+def with_positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
+    """Makes all axes between the first and the last one axis of positions.
+
+    Args:
+        tensor: `[*batch, ..., D]`.
+        batch_axes: the number of axes before those of the positions.
+
+    Returns:
+        `[*batch, T, D]`.
+    """
+    shape = tf.shape(tensor)
+    positions = tensor.shape[batch_axes:-1].num_elements()
+    middle = [-1 if positions is None else positions]
+    return tf.reshape(tensor, tf.concat([shape[:batch_axes], middle, [tensor.shape[-1]]], 0))
+
+
+def with_ones(inputs: tf.Tensor) -> tf.Tensor:
+    """Appends a 1 to each row, which stands for the bias.
+
+    Args:
+        inputs: `[..., d]`.
+
+    Returns:
+        `[..., d + 1]`.
+    """
+    return tf.concat([inputs, tf.ones_like(inputs[..., :1])], -1)
+
+
 def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> bool:
     """Returns whether these are all the trainable variables of a layer, so that a rule for them is right for the layer.
 
@@ -208,4 +300,16 @@ def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> 
     return {id(v) for v in layer.trainable_variables} == {id(v) for v in weights if v is not None}
 
 
-__all__ = ["LayerCall", "Rule", "Scales", "WeightGradientRule", "owns_exactly", "products", "symmetric_product"]
+__all__ = [
+    "LayerCall",
+    "MatrixShape",
+    "Rule",
+    "Scales",
+    "Squares",
+    "WeightGradientRule",
+    "owns_exactly",
+    "products",
+    "symmetric_product",
+    "with_ones",
+    "with_positions",
+]

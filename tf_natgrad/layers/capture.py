@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -108,22 +109,11 @@ class Record:
         rules = [_rule_for_group(calls) for calls in groups]
         if extra:
             _require_rules_with_scales(rules)
-        outputs = [call.output for calls in groups for call in calls]
 
-        def summaries_of(some: tf.Tensor) -> list[list[tf.Tensor]]:
-            dtypes = [some.dtype if output.dtype == tf.float16 else output.dtype for output in outputs]
-            specs = [tf.TensorSpec(o.shape, d) for o, d in zip(outputs, dtypes, strict=True)]
-            gradients = linearization.map_rows(lambda c: linearization.pullback_to(outputs, c), some, specs)
-            for gradient, output in zip(gradients, outputs, strict=True):
-                gradient.set_shape([some.shape[0], *output.shape])
-            given = iter(gradients)
-            return [
-                r.summarise(calls, [next(given) for _ in calls], dtype) for r, calls in zip(rules, groups, strict=True)
-            ]
+        def summaries_of(gradients: list[list[tf.Tensor]]) -> list[list[tf.Tensor]]:
+            return [r.summarise(c, g, dtype) for r, c, g in zip(rules, groups, gradients, strict=True)]
 
-        at_once = _columns_at_once(columns, outputs)
-        chunked = at_once is not None
-        summaries = _in_chunks_of_columns(summaries_of, columns, at_once) if chunked else summaries_of(columns)
+        summaries = over_columns(summaries_of, linearization, columns, groups, lambda parts: tf.concat(parts, 0))
         return tf.add_n([r.gram(calls, s, dtype, *extra) for r, calls, s in zip(rules, groups, summaries, strict=True)])
 
     def refusal_for(self, flat_parameters: FlatParameters, examples: int | None = None) -> str | None:
@@ -189,6 +179,46 @@ def _require_rules_with_scales(rules: list[Rule]) -> None:
             )
 
 
+def over_columns(
+    function: Callable[[list[list[tf.Tensor]]], Any],
+    linearization: Linearization,
+    columns: tf.Tensor,
+    groups: list[list[LayerCall]],
+    join: Callable[[Sequence[tf.Tensor]], tf.Tensor],
+) -> Any:
+    """Computes a function of the gradients of output columns at the layers' outputs, some columns at a time if need be.
+
+    Args:
+        function: of the gradients `[Q, N, ...]`, one list of them per group, to a structure of tensors.
+        linearization: of the pass that was recorded.
+        columns: `[Q, N, ..., C]`.
+        groups: lists of calls.
+        join: of what the function gave for the parts of the columns, to that for all of them.
+
+    Returns:
+        What the function returned, joined.
+    """
+    outputs = [call.output for calls in groups for call in calls]
+
+    def of_some(some: tf.Tensor) -> Any:
+        dtypes = [some.dtype if output.dtype == tf.float16 else output.dtype for output in outputs]
+        specs = [tf.TensorSpec(o.shape, d) for o, d in zip(outputs, dtypes, strict=True)]
+        gradients = linearization.map_rows(lambda c: linearization.pullback_to(outputs, c), some, specs)
+        for gradient, output in zip(gradients, outputs, strict=True):
+            gradient.set_shape([some.shape[0], *output.shape])
+        given = iter(gradients)
+        return function([[next(given) for _ in calls] for calls in groups])
+
+    at_once = _columns_at_once(columns, outputs)
+    if at_once is None:
+        return of_some(columns)
+    chunks: list[Any] = []
+    for start in range(0, columns.shape[0], at_once):
+        with tf.control_dependencies(tf.nest.flatten(chunks[-1:])):
+            chunks.append(of_some(tf.identity(columns[start : start + at_once])))
+    return tf.nest.map_structure(lambda *parts: join(parts), *chunks)
+
+
 def _columns_at_once(columns: tf.Tensor, outputs: list[tf.Tensor]) -> int | None:
     """How many columns to differentiate together so that their gradients keep within the limit; `None`: all."""
     sizes = [output.shape.num_elements() for output in outputs]
@@ -198,15 +228,6 @@ def _columns_at_once(columns: tf.Tensor, outputs: list[tf.Tensor]) -> int | None
     bytes_per_column = 4 * sum(size * output.dtype.size for size, output in zip(sizes, outputs, strict=True))
     at_once = max(1, MEMORY_LIMIT // max(1, bytes_per_column))
     return None if at_once >= columns.shape[0] else at_once
-
-
-def _in_chunks_of_columns(function: Callable, columns: tf.Tensor, size: int) -> list[list[tf.Tensor]]:
-    """`function(columns)` for `size` columns after the other, joined along the columns."""
-    chunks = []
-    for start in range(0, columns.shape[0], size):
-        with tf.control_dependencies(tf.nest.flatten(chunks[-1:])):
-            chunks.append(function(tf.identity(columns[start : start + size])))
-    return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *chunks)
 
 
 @contextlib.contextmanager
@@ -232,14 +253,21 @@ def capture(model: keras.layers.Layer) -> Iterator[Record]:
     record = Record()
     graph = _keras.graph_now()
     with contextlib.ExitStack() as stack:
-        for layer in _units(model):
+        for layer in units(model):
             _record_layer(stack, layer, record, graph)
         _keras.watch_reads(stack, model.trainable_variables, record.note_read)
         yield record
 
 
-def _units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """The layers to be recorded: the outermost ones that own weights or have a rule, each once."""
+def units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yields the layers to be recorded: the outermost ones that own weights or have a rule, each once.
+
+    Args:
+        layer: a model.
+
+    Yields:
+        Layers.
+    """
     seen: set[int] = set()
 
     def walk(node: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
@@ -321,4 +349,4 @@ def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str |
     return None
 
 
-__all__ = ["MEMORY_LIMIT", "Record", "capture"]
+__all__ = ["MEMORY_LIMIT", "Record", "capture", "over_columns", "units"]

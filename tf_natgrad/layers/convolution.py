@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, WeightGradientRule, owns_exactly
+from tf_natgrad.layers._base import (
+    LayerCall,
+    MatrixShape,
+    Squares,
+    WeightGradientRule,
+    owns_exactly,
+    with_ones,
+)
 
 
 class ConvolutionRule(WeightGradientRule):
@@ -22,6 +30,24 @@ class ConvolutionRule(WeightGradientRule):
     def supports(self, layer: keras.layers.Layer) -> bool:
         plain = layer.data_format == "channels_last" and not getattr(layer, "lora_enabled", False)
         return plain and owns_exactly(layer, layer.kernel, layer.bias)
+
+    def matrix_shape(self, layer: keras.layers.Layer) -> MatrixShape | None:
+        if _groups(layer) > 1:
+            return None
+        own = [v for v in (layer.kernel, layer.bias) if v is not None]
+        columns = layer.kernel.shape[-1]
+        return MatrixShape(own, math.prod(layer.kernel.shape[:-1]) + len(own) - 1, columns)
+
+    def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
+        layer = calls[0].layer
+        h = tf.concat([_patches(layer, tf.cast(call.inputs, dtype), 1)[:, :, 0] for call in calls], 1)
+        return h if layer.bias is None else with_ones(h)
+
+    def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:
+        kernel, *bias = self.weight_gradients(calls, gradients, dtype)
+        # The kernel has its groups next to its output channels.
+        sums = [tf.transpose(tf.reduce_sum(kernel**2, [0, 1]), [1, 0, 2]), *(tf.reduce_sum(b**2, [0, 1]) for b in bias)]
+        return [(v, tf.reshape(s, v.shape)) for v, s in zip(self.part_variables(calls), sums, strict=True)]
 
     def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
         layer = calls[0].layer

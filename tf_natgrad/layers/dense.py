@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, Rule, Scales, owns_exactly, products, symmetric_product
+from tf_natgrad.layers._base import (
+    LayerCall,
+    MatrixShape,
+    Rule,
+    Scales,
+    owns_exactly,
+    products,
+    symmetric_product,
+    with_ones,
+    with_positions,
+)
 
 
 class DenseRule(Rule):
@@ -22,6 +32,14 @@ class DenseRule(Rule):
     def supports(self, layer: keras.layers.Layer) -> bool:
         plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
         return plain and owns_exactly(layer, layer.kernel, layer.bias)
+
+    def matrix_shape(self, layer: keras.layers.Layer) -> MatrixShape:
+        own = [v for v in (layer.kernel, layer.bias) if v is not None]
+        return MatrixShape(own, layer.kernel.shape[0] + len(own) - 1, layer.kernel.shape[1])
+
+    def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
+        h = _inputs(calls, dtype)
+        return with_ones(h) if calls[0].layer.use_bias else h
 
     def gram(
         self,
@@ -43,8 +61,7 @@ class DenseRule(Rule):
             inner = _inner(h, kernel, bias)
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
             return symmetric_product(d) * tf.tile(inner, [columns, columns])
-        h = tf.concat([_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
-        d = tf.concat([_positions(tf.cast(g, dtype), 2) for g in summaries], 2)
+        h, d = _inputs(calls, dtype), self.matrix_gradients(summaries, dtype)
         return _sum_over_positions(h, d, kernel, bias)
 
 
@@ -59,10 +76,9 @@ def _inner(h: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:
     return inner if bias is None else inner + bias
 
 
-def _positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
-    """`[*batch, ..., D] -> [*batch, T, D]`."""
-    shape = tf.shape(tensor)
-    return tf.reshape(tensor, tf.concat([shape[:batch_axes], [-1], [tensor.shape[-1]]], 0))
+def _inputs(calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
+    """The inputs of all calls, `[N, T, D]`."""
+    return tf.concat([with_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
 
 
 def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, WeightGradientRule
+from tf_natgrad.layers._base import LayerCall, MatrixShape, WeightGradientRule
 
 
 class EmbeddingRule(WeightGradientRule):
@@ -20,12 +20,21 @@ class EmbeddingRule(WeightGradientRule):
         plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
         return plain and len(layer.trainable_variables) == 1
 
+    def matrix_shape(self, layer: keras.layers.Layer) -> MatrixShape:
+        (table,) = layer.trainable_variables
+        return MatrixShape([table], *table.shape, is_table=True)
+
+    def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
+        del dtype
+        shapes = [tf.shape(call.inputs) for call in calls]
+        tokens = [tf.reshape(tf.cast(c.inputs, tf.int64), [s[0], -1]) for c, s in zip(calls, shapes, strict=True)]
+        return tf.concat(tokens, 1)
+
     def weight_gradients(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
     ) -> list[tf.Tensor]:
         examples = tf.shape(gradients[0])[1]
-        tokens = tf.concat([tf.reshape(tf.cast(call.inputs, tf.int64), [examples, -1]) for call in calls], 1)
-        d = tf.concat([_positions(tf.cast(g, dtype)) for g in gradients], 2)
+        tokens, d = self.matrix_inputs(calls, dtype), self.matrix_gradients(gradients, dtype)
         columns, width = tf.shape(d)[0], d.shape[-1]
         distinct, numbers = tf.unique(tf.reshape(tokens, [-1]))
         count = tf.size(distinct)
@@ -35,12 +44,6 @@ class EmbeddingRule(WeightGradientRule):
             tf.reshape(d, [-1, width]), tf.reshape(segments, [-1]), columns * examples * count
         )
         return [tf.reshape(sums, [columns, examples, count * width])]
-
-
-def _positions(d: tf.Tensor) -> tf.Tensor:
-    """`[Q, N, ..., D] -> [Q, N, T, D]`."""
-    shape = tf.shape(d)
-    return tf.reshape(d, [shape[0], shape[1], -1, d.shape[-1]])
 
 
 __all__ = ["EmbeddingRule"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, Rule, Scales, symmetric_product
+from tf_natgrad.layers._base import LayerCall, Rule, Scales, Squares, symmetric_product
 
 # Bytes of per-example gradients held at once.
 MEMORY_LIMIT = 1 << 30
@@ -70,6 +70,24 @@ class FallbackRule(Rule):
             strip, tf.range(chunks), fn_output_signature=tf.TensorSpec([None, None], dtype), parallel_iterations=1
         )
         return tf.reshape(strips, [-1, chunks * chunk])[:rows, :rows]
+
+    def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:
+        variables = _variables(calls)
+        rows = tf.shape(gradients[0])[0] * tf.shape(gradients[0])[1]
+        sizes = [v.shape.num_elements() for v in variables]
+        chunk = tf.minimum(max(1, (self.memory_limit or MEMORY_LIMIT) // (2 * sum(sizes) * dtype.size)), rows)
+
+        def body(start: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # The last chunk repeats the last row, which counts once.
+            chosen = start + tf.range(chunk)
+            found = self._rows(calls, gradients, tf.minimum(chosen, rows - 1), dtype)
+            found = tf.where((chosen < rows)[:, None], found, tf.zeros_like(found))
+            return start + chunk, total + tf.reduce_sum(found**2, 0)
+
+        total = tf.zeros([sum(sizes)], dtype)
+        _, total = tf.while_loop(lambda start, _: start < rows, body, (tf.constant(0), total), parallel_iterations=1)
+        parts = zip(variables, tf.split(total, sizes), strict=True)
+        return [(v, tf.reshape(part, v.shape)) for v, part in parts]
 
     def _rows(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], rows: tf.Tensor, dtype: tf.DType

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, WeightGradientRule
+from tf_natgrad.layers._base import LayerCall, Squares, WeightGradientRule
 
 
 class NormalizationRule(WeightGradientRule):
@@ -39,6 +39,11 @@ class NormalizationRule(WeightGradientRule):
             scale += tf.reduce_sum(d * tf.cast(normalised, dtype), positions)
             offset += tf.reduce_sum(d, positions)
         return [scale] * len(scales) + [offset] * len(offsets)
+
+    def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:
+        parts = self.weight_gradients(calls, gradients, dtype)
+        sums = [tf.reduce_sum(part**2, [0, 1]) for part in parts]
+        return [(v, tf.reshape(s, v.shape)) for v, s in zip(self.part_variables(calls), sums, strict=True)]
 
 
 def _scales_and_offsets(layer: keras.layers.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:

@@ -107,12 +107,23 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
         return self._flat.flatten(self.batch.linearization.vjp(cotangent))
 
     def gram_matrix(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
-        columns = self.batch.factor.columns() * tf.sqrt(self.batch.output_weights)
-        if columns.shape.rank > 3 and not self.batch.factor.is_pooled:
-            columns = _one_position_each(columns)
-        record = self.batch.record
+        columns, record = self.columns_of(self.batch), self.batch.record
         # Made before the linearization is read: a second pass brings one of its own.
         return record.gram(self.batch.linearization, columns, scales)
+
+    def columns_of(self, batch: Batch) -> tf.Tensor:
+        """Computes what the rows of `A` on one batch pull back through the network, as graph code.
+
+        Args:
+            batch: a batch of this operator.
+
+        Returns:
+            `[Q, N, ..., C]`, the roots of the weights included; row (q, i) of `A` is the gradient of
+            `<columns[q, i], z[i]>`.
+        """
+        columns = batch.factor.columns() * tf.sqrt(batch.output_weights)
+        several = columns.shape.rank > 3 and not batch.factor.is_pooled
+        return _one_position_each(columns) if several else columns
 
     def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
         """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""

@@ -216,11 +216,23 @@ class ModelOperator(CurvatureOperator):
                 _checks.message("y", "labels, for many batches", "None", "Labels of many batches come with the data.")
             )
 
-    def _total(self, name: str, of_batch: Callable[[Batch], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
-        """A sum that is asked for from outside; over one batch it is not worth a graph."""
+    def total(
+        self, name: str, of_batch: Callable[[Batch], tf.Tensor], like: tf.Tensor, record_calls: bool = False
+    ) -> tf.Tensor:
+        """Computes a sum over the examples that is asked for from outside; over one batch it is not worth a graph.
+
+        Args:
+            name: identifies the function among those of this operator.
+            of_batch: of a `Batch`, to a tensor.
+            like: a tensor of the shape and dtype of the result.
+            record_calls: whether the function looks at the recorded calls of the layers.
+
+        Returns:
+            A tensor like `like`.
+        """
 
         def whole() -> tf.Tensor:
-            return self._source.sum(name, of_batch, like)
+            return self._source.sum(name, of_batch, like, record_calls=record_calls)
 
         return whole() if self.is_one_batch else self.compiled(name, whole)()
 
@@ -239,7 +251,7 @@ class ModelOperator(CurvatureOperator):
         def of_batch(batch: Batch) -> tf.Tensor:
             return tf.cast(batch.loss(y), self.dtype)
 
-        return self._total("loss", of_batch, tf.zeros([], self.dtype))
+        return self.total("loss", of_batch, tf.zeros([], self.dtype))
 
     @plain_python
     def gradient(self, y: TensorLike | None = None) -> tf.Tensor:
@@ -256,7 +268,7 @@ class ModelOperator(CurvatureOperator):
         def of_batch(batch: Batch) -> tf.Tensor:
             return self._flat.flatten(batch.gradient(self._flat.tensors, y, batch.weights))
 
-        return self._total("gradient", of_batch, tf.zeros([self._flat.size], self.dtype))
+        return self.total("gradient", of_batch, tf.zeros([self._flat.size], self.dtype))
 
     @plain_python
     def plain_gradient(self, y: TensorLike, variables: Sequence[keras.Variable]) -> list[tf.Tensor]:

@@ -1,0 +1,204 @@
+"""Kronecker factors of the layers: moments of their inputs, and of the gradients at their outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad import _checks, _keras
+from tf_natgrad.layers._base import LayerCall, MatrixShape, Rule
+from tf_natgrad.layers.capture import Record, over_columns, units
+from tf_natgrad.layers.registry import FALLBACK, rule_for
+from tf_natgrad.linearize import Linearization
+from tf_natgrad.parameters import FlatParameters
+
+APPROXIMATIONS = ("expand", "reduce")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The share of one layer, or of layers that share variables, in a curvature matrix.
+
+    Attributes:
+        variables: the layer's trainable variables, those of the matrix first.
+        matrix: how they are one matrix; `None` where only the diagonal of the block is kept.
+    """
+
+    variables: list[keras.Variable]
+    matrix: MatrixShape | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many numbers the sums of the block have: inputs, mass, gradients; or the diagonal alone."""
+        if self.matrix is None:
+            return [sum(math.prod(v.shape) for v in self.variables)]
+        rows, columns = self.matrix.rows, self.matrix.columns
+        return [rows if self.matrix.is_table else rows**2, 1, columns**2]
+
+
+def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> list[Block]:
+    """Returns the blocks of a model, which cover these variables.
+
+    Args:
+        model: a built Keras model.
+        flat_parameters: the variables of the matrix.
+
+    Returns:
+        One block per layer with such variables; one for all layers that share variables.
+
+    Raises:
+        ValueError: if a variable belongs to no layer of its own, or a layer's variables are not taken together.
+    """
+    wanted = {id(v): v for v in flat_parameters.variables}
+    groups: list[list[keras.layers.Layer]] = []
+    for layer in units(model):
+        own = {id(v) for v in layer.trainable_variables}
+        joined = [g for g in groups if any(own & {id(v) for v in other.trainable_variables} for other in g)]
+        if own & wanted.keys():
+            groups = [g for g in groups if g not in joined] + [[layer for g in joined for layer in g] + [layer]]
+    found = [_block(group) for group in groups]
+    seen = {id(v): v for block in found for v in block.variables}
+    odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
+    if odd:
+        raise ValueError(
+            _checks.message(
+                "model",
+                f"{', '.join(odd)}, apart from the other variables of a layer",
+                "layers whose trainable variables are taken together",
+                "Use `operators.Fisher` for such a model.",
+            )
+        )
+    return found
+
+
+def _block(group: list[keras.layers.Layer]) -> Block:
+    own = list({id(v): v for layer in group for v in layer.trainable_variables}.values())
+    matrix = rule_for(group[0]).matrix_shape(group[0]) if len(group) == 1 else None
+    return Block(own if matrix is None else matrix.variables, matrix)
+
+
+def kronecker_sums(
+    blocks: Sequence[Block],
+    record: Record,
+    linearization: Linearization,
+    columns: tf.Tensor,
+    weights: tf.Tensor,
+    approximation: str,
+) -> tf.Tensor:
+    """Computes the sums over one batch that Kronecker factors are made of; they add up over batches.
+
+    With `h_it` the inputs of a layer at position t of example i, `d_qit` the gradients of column q at its outputs and
+    `w_it` the weight of the position, they are for `"expand"` `sum_it w_it h_it h_it^T`, `sum_it w_it` and
+    `sum_qit d_qit d_qit^T`; for `"reduce"` the same of `sum_t w_it h_it / w_i` and `sum_t d_qit`. A layer without
+    matrix has `sum_qi G_qi^2`, the squares of its per-example gradients.
+
+    Args:
+        blocks: of the model, see `blocks_of`.
+        record: the recorded calls of one forward pass.
+        linearization: of that pass.
+        columns: `[Q, N, ..., C]`, the factor of the output space times the roots of the weights.
+        weights: of the positions of the outputs, `[N, ...]`.
+        approximation: `"expand"` or `"reduce"`.
+
+    Returns:
+        All sums, one after the other, `[sum of the blocks' sizes]`.
+
+    Raises:
+        ValueError: if the pass has no per-example gradients.
+    """
+    flat = linearization.flat_parameters
+    refusal = record.refusal_for(flat, linearization.outputs.shape[0])
+    if refusal is not None:
+        raise ValueError(refusal)
+    groups = {id(v): calls for calls in record.groups(flat) for call in calls for v in call.layer.trainable_variables}
+    calls_of = [groups.get(id(block.variables[0]), []) for block in blocks]
+    dtype = flat.dtype
+
+    def of_gradients(gradients: list[list[tf.Tensor]]) -> list[tf.Tensor]:
+        given = zip(blocks, calls_of, gradients, strict=True)
+        return [_sum_of_gradients(block, calls, some, approximation, dtype) for block, calls, some in given]
+
+    sums = over_columns(of_gradients, linearization, columns, calls_of, tf.add_n)
+    parts = []
+    for block, calls, of_block in zip(blocks, calls_of, sums, strict=True):
+        if block.matrix is not None:
+            parts += _sums_of_inputs(block.matrix, calls, tf.cast(weights, dtype), approximation)
+        parts.append(of_block)
+    return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+
+
+def _sums_of_inputs(
+    matrix: MatrixShape, calls: list[LayerCall], weights: tf.Tensor, approximation: str
+) -> list[tf.Tensor]:
+    """The sum over the inputs of a block, and its mass."""
+    if not calls:
+        shape = [matrix.rows] if matrix.is_table else [matrix.rows, matrix.rows]
+        return [tf.zeros(shape, weights.dtype), tf.zeros([], weights.dtype)]
+    h = rule_for(calls[0].layer).matrix_inputs(calls, weights.dtype)
+    by_position = tf.concat([_weights_of(call, weights) for call in calls], 1)
+    mass = tf.reduce_sum(by_position)
+    if matrix.is_table:
+        return [_diagonal_of_table(h, by_position, matrix.rows, approximation), mass]
+    if approximation == "reduce":
+        by_example = tf.reduce_sum(by_position, 1)[:, None]
+        h = tf.einsum("nt,nta->na", by_position, h) * tf.math.reciprocal_no_nan(by_example)
+        return [tf.linalg.matmul(h, by_example * h, transpose_a=True), mass]
+    h = tf.reshape(h, [-1, matrix.rows])
+    return [tf.linalg.matmul(h, tf.reshape(by_position, [-1, 1]) * h, transpose_a=True), mass]
+
+
+def _weights_of(call: LayerCall, weights: tf.Tensor) -> tf.Tensor:
+    """The weight of each position of a call, `[N, T]`: that of the same position of the outputs, or of the example."""
+    places = call.output.shape[1:-1]
+    if places == weights.shape[1:]:
+        found = weights
+    else:
+        by_example = tf.reduce_sum(tf.reshape(weights, [tf.shape(weights)[0], -1]), 1)
+        sizes = tf.shape(call.output)[1:-1]
+        found = tf.reshape(by_example, tf.concat([tf.shape(by_example), tf.ones_like(sizes)], 0))
+        found = tf.broadcast_to(found, tf.concat([tf.shape(by_example), sizes], 0))
+    mask = _keras.mask_of(call.inputs)
+    if mask is None and _keras.mask_of(call.output) is not None:
+        mask = _keras.mask_of(call.output)
+    if mask is not None and mask.shape.is_compatible_with(found.shape):
+        found = tf.where(mask, found, tf.zeros_like(found))
+    return tf.reshape(found, [tf.shape(weights)[0], -1])
+
+
+def _diagonal_of_table(tokens: tf.Tensor, by_position: tf.Tensor, rows: int, approximation: str) -> tf.Tensor:
+    """The diagonal of the sum over one-hot inputs, or over their mean in each example, `[rows]`."""
+    if approximation == "expand":
+        return tf.math.unsorted_segment_sum(tf.reshape(by_position, [-1]), tf.reshape(tokens, [-1]), rows)
+    examples = tf.range(tf.shape(tokens, tf.int64)[0], dtype=tf.int64)[:, None]
+    pairs, places = tf.unique(tf.reshape(examples * rows + tokens, [-1]))
+    shares = tf.math.unsorted_segment_sum(tf.reshape(by_position, [-1]), places, tf.size(pairs))
+    by_example = tf.gather(tf.reduce_sum(by_position, 1), pairs // rows)
+    return tf.math.unsorted_segment_sum(tf.math.divide_no_nan(shares**2, by_example), pairs % rows, rows)
+
+
+def _sum_of_gradients(
+    block: Block, calls: list[LayerCall], gradients: list[tf.Tensor], approximation: str, dtype: tf.DType
+) -> tf.Tensor:
+    """The sum over the gradients at the outputs of a block; without a matrix, over squares of those of its weights."""
+    if not calls:
+        return tf.zeros([block.sizes[-1]], dtype)
+    rule = _rule_of(calls)
+    if block.matrix is None:
+        squares = rule.squares(calls, gradients, dtype) or FALLBACK.squares(calls, gradients, dtype)
+        by_variable = {id(v): tf.reshape(total, [-1]) for v, total in squares}
+        return tf.concat([by_variable[id(v)] for v in block.variables], 0)
+    d = rule.matrix_gradients(gradients, dtype)
+    d = tf.reduce_sum(d, 2) if approximation == "reduce" else d
+    d = tf.reshape(d, [-1, block.matrix.columns])
+    return tf.linalg.matmul(d, d, transpose_a=True)
+
+
+def _rule_of(calls: list[LayerCall]) -> Rule:
+    return rule_for(calls[0].layer) if all(call.layer is calls[0].layer for call in calls) else FALLBACK
+
+
+__all__ = ["APPROXIMATIONS", "Block", "blocks_of", "kronecker_sums"]

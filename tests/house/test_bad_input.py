@@ -17,7 +17,7 @@ AREAS = ("operators", "solvers", "training", "distributions", "rl")
 NO_DOORS = {
     "tf_natgrad": {"NaturalGradientMixin", "NaturalGradientModel", "NaturalGradientSequential"},
     "errors": {"GramMismatchError", "NonFiniteError"},
-    "operators": {"CurvatureOperator", "FactoredOperator", "FactoredRhs"},
+    "operators": {"CurvatureOperator", "FactoredOperator", "FactoredRhs", "KroneckerBlock"},
     "solvers": {"CGInfo", "CholeskyInfo", "GramInfo", "Planned", "SVDInfo", "Solution", "Solver", "StopReason"},
     "spectrum": {"Eigenpairs", "EigshInfo", "SpectralDensity", "TraceEstimate"},
     "distributions": {"Distribution", "Likelihood"},

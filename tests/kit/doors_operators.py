@@ -37,6 +37,8 @@ def _matrix(name, data, **wrong):
 SCORES = ng.operators.ScoreFunctionHessian(
     lambda: tf.square(FLAT.variables[-1]), FLAT.variables[-1:], [1.0, 1.0], [0, 0]
 )
+KRONECKER = ng.operators.KroneckerFisher(MODEL, LOSS, X)
+DAMPINGS = [*numbers(0.0, exclusive=True), tf.zeros([2]), tf.zeros([]), tf.constant(NAN)]
 DOORS = [
     _matrix(
         "Fisher",
@@ -58,6 +60,25 @@ DOORS = [
             "conditions": bad.COLLECTORS,
         },
     ),
+    Door(
+        "operators.KroneckerFisher",
+        ng.operators.KroneckerFisher,
+        {"model": MODEL, "loss": LOSS, "data": (X, Y)},
+        {
+            "model": bad.MODELS,
+            "loss": bad.LOSSES,
+            "data": NO_LABELS,
+            **{name: values for name, values in MODEL_OPTIONS.items() if name not in ("record_calls", "conditions")},
+            "approximation": bad.CHOICES,
+            "fisher": bad.CHOICES,
+            "seed": [v for v in bad.SEEDS if v != -1],
+            "mc_samples": numbers(1, integer=True),
+        },
+        PARTS,
+    ),
+    Door("KroneckerFisher.inverse", KRONECKER.inverse, {"damping": 0.1}, {"damping": DAMPINGS, "split": bad.CHOICES}),
+    Door("KroneckerFisher.log_determinant", KRONECKER.log_determinant, {"damping": 0.1}, {"damping": DAMPINGS}),
+    *products(KRONECKER, "matvec", "matmul"),
     Door("Fisher.damped", FISHER.damped, {"damping": 0.1}, {"damping": [*numbers(0.0), tf.zeros([2])]}),
     *products(FISHER, "matvec", "matmul"),
     Door(

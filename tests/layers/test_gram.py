@@ -87,6 +87,12 @@ VARIANTS = {
     "batch_norm_no_offset": (SERIES, lambda: L.BatchNormalization(center=False)),
     "batch_norm_other_axis": (SERIES, lambda: L.BatchNormalization(axis=1)),
     "einsum_dense": (SERIES, lambda: L.EinsumDense("abc,cd->abd", (7, 3), bias_axes="d")),
+    "einsum_dense_heads": (SERIES, lambda: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")),
+    "einsum_dense_units_first": (SERIES, lambda: L.EinsumDense("abc,bcd->ad", (4,), activation="tanh", bias_axes="d")),
+    "einsum_dense_any_positions": (SERIES, lambda: L.EinsumDense("...x,xy->...y", 2)),
+    "einsum_dense_part_of_the_bias": (SERIES, lambda: L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="e")),
+    "einsum_dense_kernel_by_position": (SERIES, lambda: L.EinsumDense("abc,bcd->abd", (7, 3), bias_axes="d")),
+    "einsum_dense_other_order": (SERIES, lambda: L.EinsumDense("abc,dc->adb", (3, None), bias_axes="d")),
     "dense_on_images": (IMAGE, lambda: L.Dense(3, activation="tanh")),
     "prelu": (SERIES, L.PReLU),
 }

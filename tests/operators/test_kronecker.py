@@ -297,6 +297,29 @@ def test_of_layers_without_a_matrix_the_diagonal_is_that_of_the_fisher(name, rng
     assert difference(found.inverse(0.1).matvec(vector), solved) < 1e-10
 
 
+def test_the_layers_of_attention_are_dense_layers(rng):
+    heads = [layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de"), layers.Activation("tanh")]
+    heads.append(layers.EinsumDense("abde,dec->abc", (None, 3), bias_axes="c"))
+    dense = [layers.Dense(6, "tanh"), layers.Dense(3)]
+    labels, x = rng.integers(0, 3, (N, 5)), rng.normal(size=(N, 5, 4))
+    models = [_sequential((5, 4), stack) for stack in (heads, dense)]
+    weights = [rng.normal(size=v.shape) for v in models[1].trainable_variables]
+    for model in models:
+        for variable, value in zip(model.trainable_variables, weights, strict=True):
+            variable.assign(value.reshape(variable.shape))
+    for approximation in ("expand", "reduce"):
+        found = [KroneckerFisher(m, CATEGORICAL, (x, labels), approximation=approximation) for m in models]
+        assert all(block.diagonal is None for block in found[0].blocks)
+        assert difference(found[0].to_dense(), found[1].to_dense()) < 1e-13
+
+
+def test_attention_has_factors(rng):
+    inputs = keras.Input((5, 4))
+    outputs = layers.Dense(3)(layers.MultiHeadAttention(2, 3)(inputs, inputs))
+    found = KroneckerFisher(keras.Model(inputs, outputs), CATEGORICAL, rng.normal(size=(N, 5, 4)))
+    assert [tuple(block.inputs.shape) for block in found.blocks] == [(5, 5)] * 3 + [(7, 7), (5, 5)]
+
+
 def test_single_precision():
     stack = [layers.Dense(5, "tanh", dtype="float32"), layers.Dense(3, dtype="float32")]
     model, x = _sequential((4,), stack, "float32"), np.ones((N, 4), "float32")

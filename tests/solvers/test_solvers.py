@@ -382,6 +382,35 @@ def test_jacobi_preconditioner_on_a_fisher(rng):
     assert difference(better.value, np.linalg.solve(fisher.to_dense(), rhs)) < 1e-6
 
 
+def test_kronecker_factors_save_iterations(rng):
+    stack = [keras.layers.Dense(6, activation="tanh"), keras.layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8,)), *stack])
+    fisher = Fisher(model, "mse", rng.normal(size=(30, 8)) * np.geomspace(0.01, 10, 8)).damped(1e-4)
+    rhs = rng.normal(size=fisher.shape[0])
+    plain, better = (
+        ConjugateGradient(rtol=1e-10, max_iterations=2000, preconditioner=p).solve(fisher, rhs) for p in (None, "kfac")
+    )
+    assert better.info.converged and better.info.iterations < plain.info.iterations / 2
+    assert difference(better.value, np.linalg.solve(fisher.to_dense(), rhs)) < 1e-6
+    in_graph = tf.function(lambda: ConjugateGradient(rtol=1e-10, preconditioner="kfac").solve(fisher, rhs).value)
+    assert difference(in_graph(), better.value) < 1e-6
+
+
+def test_kronecker_factors_of_other_matrices_are_refused():
+    solver, rhs = ConjugateGradient(preconditioner="kfac"), np.ones(12)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3)])
+    fisher = Fisher(model, "mse", np.ones((4, 3)))
+    data = tf.data.Dataset.from_tensors(np.ones((4, 3)))
+    for operator, received in (
+        (fisher, "without damping"),
+        (fisher.damped(0.0), "without damping"),
+        (Fisher(model, "mse", data).damped(0.1), "'kfac' for Fisher"),
+        (tf.linalg.LinearOperatorFullMatrix(np.eye(12), is_self_adjoint=True), "LinearOperatorFullMatrix"),
+    ):
+        with pytest.raises(ValueError, match=f"`preconditioner`: received .*{received}"):
+            solver.solve(operator, rhs)
+
+
 def test_jacobi_by_name_is_the_inverse_of_the_diagonal(singular):
     problem = singular("softmax_regression")
     diagonal = np.diag(problem.dense) + DAMPING

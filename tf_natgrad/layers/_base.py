@@ -99,16 +99,24 @@ class Rule(abc.ABC):
         """
         raise NotImplementedError
 
-    def matrix_gradients(self, gradients: Sequence[tf.Tensor], dtype: tf.DType) -> tf.Tensor:
+    def position_axes(self, call: LayerCall) -> list[int]:
+        """Returns the axes of a call's output that are positions: all but the batch and the units."""
+        return list(range(1, call.output.shape.rank - 1))
+
+    def matrix_gradients(
+        self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
+    ) -> tf.Tensor:
         """Computes the gradients at the outputs of that matrix.
 
         Args:
+            calls: every call of the layer within one forward pass of the model.
             gradients: for each call, the gradients `[Q, N, ...]` of the columns with respect to its output.
             dtype: in which sums are taken.
 
         Returns:
             `d`, `[Q, N, T, d_out]`.
         """
+        del calls
         return tf.concat([with_positions(tf.cast(g, dtype), 2) for g in gradients], 2)
 
     def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares | None:

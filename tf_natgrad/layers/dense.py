@@ -38,8 +38,20 @@ class DenseRule(Rule):
         return MatrixShape(own, layer.kernel.shape[0] + len(own) - 1, layer.kernel.shape[1])
 
     def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
-        h = _inputs(calls, dtype)
-        return with_ones(h) if calls[0].layer.use_bias else h
+        h = self.kernel_inputs(calls, dtype)
+        return h if calls[0].layer.bias is None else with_ones(h)
+
+    def kernel_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
+        """Computes the inputs of all calls, `[N, T, D]`, without the bias.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            dtype: in which sums are taken.
+
+        Returns:
+            `[N, T, D]`.
+        """
+        return tf.concat([with_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
 
     def gram(
         self,
@@ -49,19 +61,17 @@ class DenseRule(Rule):
         scales: Scales | None = None,
     ) -> tf.Tensor:
         layer = calls[0].layer
-        kernel, bias = None, 1.0 if layer.use_bias else None
+        kernel, bias = None, None if layer.bias is None else 1.0
         if scales is not None:
             kernel = scales[id(layer.kernel)]
-            bias = scales[id(layer.bias)] if layer.use_bias else None
-        if len(calls) == 1 and calls[0].inputs.shape.rank == 2:
-            h = tf.cast(calls[0].inputs, dtype)
-            d = tf.cast(summaries[0], dtype)
+            bias = None if layer.bias is None else scales[id(layer.bias)]
+        h, d = self.kernel_inputs(calls, dtype), self.matrix_gradients(calls, summaries, dtype)
+        if h.shape[1] == 1:
             columns, count = tf.shape(d)[0], d.shape[:2].num_elements()
-            d = tf.reshape(d, [-1 if count is None else count, d.shape[-1]])
-            inner = _inner(h, kernel, bias)
+            inner = _inner(tf.reshape(h, [-1, h.shape[-1]]), kernel, bias)
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
+            d = tf.reshape(d, [-1 if count is None else count, d.shape[-1]])
             return symmetric_product(d) * tf.tile(inner, [columns, columns])
-        h, d = _inputs(calls, dtype), self.matrix_gradients(summaries, dtype)
         return _sum_over_positions(h, d, kernel, bias)
 
 
@@ -74,11 +84,6 @@ def _inner(h: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:
     inner = tf.linalg.matmul(h, h, transpose_b=True)
     inner = inner if kernel is None else kernel * inner
     return inner if bias is None else inner + bias
-
-
-def _inputs(calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
-    """The inputs of all calls, `[N, T, D]`."""
-    return tf.concat([with_positions(tf.cast(call.inputs, dtype), 1) for call in calls], 1)
 
 
 def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:

@@ -34,7 +34,7 @@ class EmbeddingRule(WeightGradientRule):
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType
     ) -> list[tf.Tensor]:
         examples = tf.shape(gradients[0])[1]
-        tokens, d = self.matrix_inputs(calls, dtype), self.matrix_gradients(gradients, dtype)
+        tokens, d = self.matrix_inputs(calls, dtype), self.matrix_gradients(calls, gradients, dtype)
         columns, width = tf.shape(d)[0], d.shape[-1]
         distinct, numbers = tf.unique(tf.reshape(tokens, [-1]))
         count = tf.size(distinct)

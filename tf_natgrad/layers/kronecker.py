@@ -153,12 +153,12 @@ def _sums_of_inputs(
 
 def _weights_of(call: LayerCall, weights: tf.Tensor) -> tf.Tensor:
     """The weight of each position of a call, `[N, T]`: that of the same position of the outputs, or of the example."""
-    places = call.output.shape[1:-1]
-    if places == weights.shape[1:]:
+    axes = rule_for(call.layer).position_axes(call)
+    if tf.TensorShape([call.output.shape[axis] for axis in axes]) == weights.shape[1:]:
         found = weights
     else:
         by_example = tf.reduce_sum(tf.reshape(weights, [tf.shape(weights)[0], -1]), 1)
-        sizes = tf.shape(call.output)[1:-1]
+        sizes = tf.gather(tf.shape(call.output), tf.constant(axes, tf.int32))
         found = tf.reshape(by_example, tf.concat([tf.shape(by_example), tf.ones_like(sizes)], 0))
         found = tf.broadcast_to(found, tf.concat([tf.shape(by_example), sizes], 0))
     mask = _keras.mask_of(call.inputs)
@@ -191,7 +191,7 @@ def _sum_of_gradients(
         squares = rule.squares(calls, gradients, dtype) or FALLBACK.squares(calls, gradients, dtype)
         by_variable = {id(v): tf.reshape(total, [-1]) for v, total in squares}
         return tf.concat([by_variable[id(v)] for v in block.variables], 0)
-    d = rule.matrix_gradients(gradients, dtype)
+    d = rule.matrix_gradients(calls, gradients, dtype)
     d = tf.reduce_sum(d, 2) if approximation == "reduce" else d
     d = tf.reshape(d, [-1, block.matrix.columns])
     return tf.linalg.matmul(d, d, transpose_a=True)

@@ -7,6 +7,7 @@ import keras
 from tf_natgrad.layers._base import Rule
 from tf_natgrad.layers.convolution import ConvolutionRule
 from tf_natgrad.layers.dense import DenseRule
+from tf_natgrad.layers.einsum_dense import EinsumDenseRule
 from tf_natgrad.layers.embedding import EmbeddingRule
 from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.layers.normalization import NormalizationRule
@@ -14,6 +15,7 @@ from tf_natgrad.layers.normalization import NormalizationRule
 _layers = keras.layers
 _RULES: dict[type, Rule] = {
     _layers.Dense: DenseRule(),
+    _layers.EinsumDense: EinsumDenseRule(),
     _layers.Embedding: EmbeddingRule(),
     **dict.fromkeys(
         (_layers.Conv1D, _layers.Conv2D, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D), ConvolutionRule()

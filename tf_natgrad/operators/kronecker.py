@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.layers.kronecker import APPROXIMATIONS, Block, blocks_of, kronecker_sums
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch
+from tf_natgrad.operators._factored_model import FactoredModelOperator
+from tf_natgrad.operators.damped import Damped
 from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
 from tf_natgrad.parameters import FlatParameters
 
@@ -100,44 +102,29 @@ class KroneckerFisher(CurvatureOperator):
         else:
             drawn = {"seed": seed, "mc_samples": mc_samples}
             base = Fisher(model, loss, data, kind=fisher, record_calls=True, **drawn, **options)
-        flat = base.flat_parameters
-        super().__init__(flat, name="KroneckerFisher")
-        layout = blocks_of(model, flat)
-        without = [block.variables[0].path for block in layout if block.matrix is None]
-        if without:
-            text = _DIAGONAL.format(", ".join(without))
-            _checks.log_once(text, key=text)
-        sizes = [size for block in layout for size in block.sizes]
-
-        def of_batch(batch: Batch) -> tf.Tensor:
-            return kronecker_sums(
-                layout, batch.record, batch.linearization, base.columns_of(batch), batch.weights, approximation
-            )
-
-        sums = base.total("kronecker", of_batch, tf.zeros([sum(sizes)], self.dtype), record_calls=True)
-        parts = iter(tf.split(sums, sizes))
-        self._blocks = _keras.Untracked([_made(block, parts) for block in layout])
-        self._layout = _keras.Untracked(layout)
+        super().__init__(base.flat_parameters, name="KroneckerFisher")
+        self._factors = _keras.Untracked(Factors.of(base, model, approximation))
 
     @property
     def blocks(self) -> list[KroneckerBlock]:
         """The blocks, one per layer."""
-        return self._blocks.value
+        return self._factors.value.blocks
 
     def prepare(self) -> None:
         """Does nothing: the factors were computed on construction."""
 
     def product(self, vector: tf.Tensor) -> tf.Tensor:
-        return self._by_block(vector, lambda block, v: _times(block.gradients, _times(block.inputs, v, left=True)))
+        def of_block(block: KroneckerBlock, v: tf.Tensor) -> tf.Tensor:
+            return tf.linalg.matmul(_times_inputs(block.inputs, v), block.gradients)
 
-    def dense_matrix(self) -> tf.Tensor:
-        return tf.transpose(super().dense_matrix())
+        return self._factors.value.map(vector, of_block, lambda diagonal, v: diagonal * v)
 
     def diagonal(self) -> tf.Tensor:
         def of_block(block: KroneckerBlock, ones: tf.Tensor) -> tf.Tensor:
             return ones * _diagonal(block.inputs)[:, None] * tf.linalg.diag_part(block.gradients)
 
-        return self._by_block(tf.ones([self._flat.size], self.dtype), of_block)
+        ones = tf.ones([self._flat.size], self.dtype)
+        return self._factors.value.map(ones, of_block, lambda diagonal, v: diagonal * v)
 
     def inverse(self, damping: TensorLike, split: str = "exact") -> CurvatureOperator:
         """Returns the inverse of the damped matrix, as an operator.
@@ -157,7 +144,8 @@ class KroneckerFisher(CurvatureOperator):
         References:
             J. Martens, R. Grosse (2015), section 6.3, for the split.
         """
-        return KroneckerInverse(self, damping, split)
+        _checks.check_choice("split", split, SPLITS)
+        return KroneckerInverse(self._factors.value, _checked_damping(damping, self.dtype), split)
 
     @plain_python
     def eigenvalues(self) -> tf.Tensor:
@@ -187,77 +175,130 @@ class KroneckerFisher(CurvatureOperator):
         damping = _checked_damping(damping, self.dtype)
         return tf.reduce_sum(tf.math.log(tf.nn.relu(self.eigenvalues()) + damping))
 
-    def _by_block(self, vector: tf.Tensor, function: Callable[[KroneckerBlock, tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        """A vector of which each block's part, as a matrix, goes through a function; diagonals multiply theirs."""
-        return by_block(self._flat, self._layout.value, self.blocks, vector, function, lambda d, v: d * v)
-
 
 class KroneckerInverse(CurvatureOperator):
-    """The inverse of a damped `KroneckerFisher`, which its `inverse` returns.
+    """The inverse of a damped Kronecker-factored matrix, see `KroneckerFisher.inverse`.
 
     Args:
-        base: the matrix.
-        damping: a number > 0, or a scalar tensor.
+        factors: of the matrix.
+        damping: a positive scalar.
         split: `"exact"` or `"pi"`.
     """
 
-    def __init__(self, base: KroneckerFisher, damping: TensorLike, split: str):
-        _checks.check_choice("split", split, SPLITS)
-        super().__init__(base.flat_parameters, name="KroneckerInverse")
-        self._base = _keras.Untracked(base)
-        self.damping = _checked_damping(damping, self.dtype)
+    def __init__(self, factors: Factors, damping: tf.Tensor, split: str):
+        super().__init__(factors.flat, name="KroneckerInverse")
+        self._factors = _keras.Untracked(factors)
+        self.damping = damping
         make = _exact_inverse if split == "exact" else _split_inverse
-        self._parts = _keras.Untracked(
-            {id(block): None if block.inputs is None else make(block, self.damping) for block in base.blocks}
-        )
+        inverses = {id(b): make(b, damping) for b in factors.blocks if b.diagonal is None}
+        self._inverses = _keras.Untracked(inverses)
 
     def prepare(self) -> None:
         """Does nothing: the factors were inverted on construction."""
 
     def product(self, vector: tf.Tensor) -> tf.Tensor:
-        base, parts = self._base.value, self._parts.value
-        return by_block(
-            self._flat,
-            base._layout.value,
-            base.blocks,
-            vector,
-            lambda block, v: parts[id(block)](v),
-            lambda diagonal, v: v / (diagonal + self.damping),
+        inverses = self._inverses.value
+        return self._factors.value.map(
+            vector, lambda block, v: inverses[id(block)](v), lambda diagonal, v: v / (diagonal + self.damping)
         )
 
 
-def by_block(
-    flat: FlatParameters,
-    layout: Sequence[Block],
-    blocks: Sequence[KroneckerBlock],
-    vector: tf.Tensor,
-    of_matrix: Callable[[KroneckerBlock, tf.Tensor], tf.Tensor],
-    of_diagonal: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-) -> tf.Tensor:
-    """Applies a function to the part of each block in a vector.
+def preconditioner_for(operator: CurvatureOperator) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the inverse of the Kronecker-factored approximation of a damped matrix, as graph code.
 
     Args:
+        operator: a damped Fisher or Gauss-Newton matrix of a model on one batch.
+
+    Returns:
+        A function `[n] -> [n]`.
+
+    Raises:
+        ValueError: if there is no such approximation, or no damping.
+    """
+    base = operator.base if isinstance(operator, Damped) else operator
+    fits = isinstance(base, FactoredModelOperator) and base.is_one_batch
+    if not fits or not isinstance(operator, Damped) or operator.static_damping == 0.0:
+        raise ValueError(
+            _checks.message(
+                "preconditioner",
+                "'kfac' for " + ("a matrix without damping" if fits else f"{type(base).__name__}"),
+                "a damped matrix with a factor, of a model on one batch",
+                "Damp it, or use 'jacobi' or no preconditioner.",
+            )
+        )
+    factors = Factors.of(base, base.batch.model, "expand")
+    return KroneckerInverse(factors, operator.damping, "pi").product
+
+
+class Factors(NamedTuple):
+    """The blocks of a matrix, and where their variables are in a vector.
+
+    Attributes:
         flat: the layout of the vector.
         layout: the shapes of the blocks.
         blocks: the blocks.
-        vector: `[n]`.
-        of_matrix: of a block and its part as a matrix `[d_in, d_out]`.
-        of_diagonal: of a diagonal and its part.
-
-    Returns:
-        `[n]`.
     """
-    parts = {id(v): tf.reshape(t, [-1]) for v, t in zip(flat.variables, flat.unflatten(vector), strict=True)}
-    found = {}
-    for shape, block in zip(layout, blocks, strict=True):
-        part = tf.concat([parts[id(v)] for v in shape.variables], 0)
-        if shape.matrix is None:
-            image = of_diagonal(block.diagonal, part)
-        else:
-            image = of_matrix(block, tf.reshape(part, [shape.matrix.rows, shape.matrix.columns]))
-        pieces = tf.split(tf.reshape(image, [-1]), [math.prod(v.shape) for v in shape.variables])
-        found |= {id(v): piece for v, piece in zip(shape.variables, pieces, strict=True)}
-    return tf.concat([found[id(v)] for v in flat.variables], 0)
+
+    flat: FlatParameters
+    layout: list[Block]
+    blocks: list[KroneckerBlock]
+
+    @classmethod
+    def of(cls, base: FactoredModelOperator, model: ModelLike, approximation: str) -> Factors:
+        """Computes the factors of a matrix.
+
+        Args:
+            base: the matrix, whose factor gives the gradients at the outputs.
+            model: the model.
+            approximation: `"expand"` or `"reduce"`.
+
+        Returns:
+            The `Factors`.
+        """
+        layout = blocks_of(model, base.flat_parameters)
+        without = [block.variables[0].path for block in layout if block.matrix is None]
+        if without:
+            text = _DIAGONAL.format(", ".join(without))
+            _checks.log_once(text, key=text)
+        sizes = [size for block in layout for size in block.sizes]
+
+        def of_batch(batch: Batch) -> tf.Tensor:
+            # Made before the linearization is read: a second pass brings one of its own.
+            record, columns = batch.record, base.columns_of(batch)
+            return kronecker_sums(layout, record, batch.linearization, columns, batch.weights, approximation)
+
+        sums = base.total(f"kronecker_{approximation}", of_batch, tf.zeros([sum(sizes)], base.dtype), record_calls=True)
+        parts = iter(tf.split(sums, sizes))
+        return cls(base.flat_parameters, layout, [_made(block, parts) for block in layout])
+
+    def map(
+        self,
+        vector: tf.Tensor,
+        of_matrix: Callable[[KroneckerBlock, tf.Tensor], tf.Tensor],
+        of_diagonal: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+    ) -> tf.Tensor:
+        """Applies a function to the part of each block in a vector.
+
+        Args:
+            vector: `[n]`.
+            of_matrix: of a block and its part as a matrix `[d_in, d_out]`.
+            of_diagonal: of a diagonal and its part.
+
+        Returns:
+            `[n]`.
+        """
+        variables = self.flat.variables
+        parts = {id(v): tf.reshape(t, [-1]) for v, t in zip(variables, self.flat.unflatten(vector), strict=True)}
+        found = {}
+        for shape, block in zip(self.layout, self.blocks, strict=True):
+            part = tf.concat([parts[id(v)] for v in shape.variables], 0)
+            if shape.matrix is None:
+                image = of_diagonal(block.diagonal, part)
+            else:
+                image = of_matrix(block, tf.reshape(part, [shape.matrix.rows, shape.matrix.columns]))
+            pieces = tf.split(tf.reshape(image, [-1]), [math.prod(v.shape) for v in shape.variables])
+            found |= {id(v): piece for v, piece in zip(shape.variables, pieces, strict=True)}
+        return tf.concat([found[id(v)] for v in variables], 0)
 
 
 def _made(block: Block, parts: Any) -> KroneckerBlock:
@@ -272,11 +313,9 @@ def _made(block: Block, parts: Any) -> KroneckerBlock:
     return KroneckerBlock(block.variables, inputs, tf.reshape(gradients, [columns, columns]), None)
 
 
-def _times(factor: tf.Tensor, matrix: tf.Tensor, left: bool = False) -> tf.Tensor:
-    """`factor matrix` or `matrix factor`; a factor of rank one is a diagonal."""
-    if factor.shape.rank == 1:
-        return factor[:, None] * matrix if left else matrix * factor
-    return tf.linalg.matmul(factor, matrix) if left else tf.linalg.matmul(matrix, factor)
+def _times_inputs(factor: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """`factor matrix`; a factor of rank one is a diagonal."""
+    return factor[:, None] * matrix if factor.shape.rank == 1 else tf.linalg.matmul(factor, matrix)
 
 
 def _diagonal(factor: tf.Tensor) -> tf.Tensor:
@@ -322,7 +361,11 @@ def _checked_damping(damping: TensorLike, dtype: tf.DType) -> tf.Tensor:
     if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
         _checks.check_number("damping", damping, minimum=0.0, exclusive=True)
         return tf.constant(damping, dtype)
-    return tf.cast(tf.convert_to_tensor(damping), dtype)
+    value = tf.convert_to_tensor(damping)
+    _checks.check_scalar("damping", value)
+    text = _checks.message("damping", "a number that is not positive, or NaN", "a scalar > 0")
+    _conditions.require(value > 0, text)
+    return tf.cast(value, dtype)
 
 
-__all__ = ["SPLITS", "KroneckerBlock", "KroneckerFisher", "KroneckerInverse", "by_block"]
+__all__ = ["KroneckerBlock", "KroneckerFisher", "preconditioner_for"]

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad.operators._base import product_of
+from tf_natgrad.operators.kronecker import preconditioner_for
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
 
@@ -127,7 +128,8 @@ class ConjugateGradient(Algorithm):
         atol: or this large, whichever allows more.
         max_iterations: iterations at most, of one product each; by default `min(2 n, 1000)`.
         preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite; or
-            `"jacobi"`, the inverse of the diagonal, which costs as many products as the operator has rows or columns.
+            `"jacobi"`, the inverse of the diagonal, which costs a product for each row or column of the factor; or
+            `"kfac"`, that of the Kronecker factors of each layer, for a damped matrix of a model on one batch.
         patience: iterations without a new best residual (or phi) after which rounding errors are measured, by one
             product, and again after as many; the iteration stops where they rule a better iterate out.
         stopping: `"residual"`, or `"progress"` for Martens's rule; the tolerances stop it either way.
@@ -159,13 +161,10 @@ class ConjugateGradient(Algorithm):
         _checks.check_number("progress_tolerance", self.progress_tolerance, minimum=0.0, exclusive=True)
         if self.max_iterations is not None:
             _checks.check_number("max_iterations", self.max_iterations, minimum=1, integer=True)
-        known = self.preconditioner is None or (
-            isinstance(self.preconditioner, str) and self.preconditioner == "jacobi"
-        )
-        if not known and not callable(self.preconditioner):
-            raise TypeError(
-                _checks.message("preconditioner", repr(self.preconditioner), "'jacobi' or a function from [n] to [n]")
-            )
+        known = isinstance(self.preconditioner, str) and self.preconditioner in ("jacobi", "kfac")
+        if not known and self.preconditioner is not None and not callable(self.preconditioner):
+            expected = "'jacobi', 'kfac' or a function from [n] to [n]"
+            raise TypeError(_checks.message("preconditioner", repr(self.preconditioner), expected))
 
     def check(self, operator: Any) -> None:
         if operator.is_self_adjoint is False:
@@ -195,12 +194,13 @@ class ConjugateGradient(Algorithm):
 
 def _inverse(preconditioner: Any, operator: Any) -> Callable[[tf.Tensor], tf.Tensor]:
     """The preconditioner for an operator, as a function `[n] -> [n]`."""
+    if preconditioner == "kfac":
+        return preconditioner_for(operator)
     if preconditioner != "jacobi":
         return preconditioner or tf.identity
     diagonal = operator.diag_part()
     # A zero on the diagonal of a semi-definite matrix is a zero row.
-    inverse = tf.where(diagonal > 0, tf.math.reciprocal_no_nan(diagonal), tf.ones_like(diagonal))
-    return lambda r: inverse * r
+    return lambda r: tf.where(diagonal > 0, tf.math.divide_no_nan(r, diagonal), r)
 
 
 def _verified(truth: tf.Tensor, r: tf.Tensor, replace: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

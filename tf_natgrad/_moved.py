@@ -38,14 +38,16 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         new = f"{_PACKAGE}.{MOVED[module.__name__.removeprefix(f'{_PACKAGE}.')]}"
         warnings.warn(f"{module.__name__} is now {new}; import from there.", FutureWarning, stacklevel=2)
-        content = vars(importlib.import_module(new))
-        vars(module).update({name: value for name, value in content.items() if not name.startswith("__")})
+        place = importlib.import_module(new)
+        for name in dir(place):
+            if not name.startswith("__"):
+                setattr(module, name, getattr(place, name))
 
 
 def install() -> None:
-    """Lets Python find them; after its own finders."""
+    """Lets Python find them, before a folder that an older version may have left behind."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())
 
 
 def attribute(package: str, name: str) -> types.ModuleType:

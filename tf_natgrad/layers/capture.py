@@ -186,7 +186,7 @@ def over_columns(
     groups: list[list[LayerCall]],
     join: Callable[[Sequence[tf.Tensor]], tf.Tensor],
 ) -> Any:
-    """Computes a function of the gradients of output columns at the layers' outputs, some columns at a time if need be.
+    """Computes a function of the gradients of output columns at the layers' outputs, in chunks of columns if need be.
 
     Args:
         function: of the gradients `[Q, N, ...]`, one list of them per group, to a structure of tensors.
@@ -260,14 +260,7 @@ def capture(model: keras.layers.Layer) -> Iterator[Record]:
 
 
 def units(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    """Yields the layers to be recorded: the outermost ones that own weights or have a rule, each once.
-
-    Args:
-        layer: a model.
-
-    Yields:
-        Layers.
-    """
+    """Yields the layers of a model that are recorded: the outermost ones that own weights or have a rule, each once."""
     seen: set[int] = set()
 
     def walk(node: keras.layers.Layer) -> Iterator[keras.layers.Layer]:

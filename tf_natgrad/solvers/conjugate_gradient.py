@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad.operators._base import product_of
-from tf_natgrad.operators.kronecker import preconditioner_for
+from tf_natgrad.operators._kronecker import preconditioner_for
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
 
 

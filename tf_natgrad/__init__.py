@@ -1,7 +1,7 @@
 """Natural gradients and curvature for TensorFlow 2 and Keras 3."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tf_natgrad import _moved, distributions, errors, operators, parameters, rl, solvers, spectrum
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
@@ -23,8 +23,10 @@ _moved.install()
 sys.modules[f"{__name__}.callbacks"] = callbacks
 
 
-def __getattr__(name: str) -> Any:
-    return _moved.attribute(__name__, name)
+if not TYPE_CHECKING:
+    # A type checker would take any name for one of the package's.
+    def __getattr__(name: str) -> Any:
+        return _moved.attribute(__name__, name)
 
 
 __all__ = [

@@ -42,7 +42,7 @@ def costs(rounds: int) -> dict[str, float]:
     inverse = fixed.inverse(DAMPING, split="pi")
     product = tf.function(lambda: inverse.matvec(vector))
     functions = {"gradient": gradient_of(model, x, y), "factors": factors, "product": product}
-    functions |= {f"inverse, {split}": function for split, function in inverses.items()}
+    functions |= {f"inverse, {split}, and product": function for split, function in inverses.items()}
     return side_by_side(functions, rounds, 5, "factors")
 
 
@@ -54,7 +54,7 @@ def _inverted(fisher: ng.operators.KroneckerFisher, split: str) -> tf.Tensor:
 def iterations(steps: int, damping: float, rtol: float = 1e-3) -> dict[str, int]:
     """Iterations of conjugate gradients for a natural-gradient direction, without and with a preconditioner."""
     keras.utils.set_random_seed(0)
-    data = load_images(size=14)
+    data = load_images(image_size=14)
     x, y = data.x_train[:BATCH].reshape(BATCH, -1), data.y_train[:BATCH]
     model = mlp(x.shape[1], 64, 64, 10, activation="tanh")
     model.compile("adam", LOSS)

@@ -207,6 +207,15 @@ def test_of_a_deep_linear_network_the_blocks_are_those_of_the_fisher(approximati
     assert difference(found.to_dense(), exact * inside) < 1e-13
 
 
+def test_some_layers_alone_have_their_blocks():
+    model, _, loss, _, x, _ = _case("mlp")
+    whole = KroneckerFisher(model, loss, x)
+    last = KroneckerFisher(model, loss, x, variables=model.layers[-1].trainable_variables)
+    (block,) = last.blocks
+    assert difference(block.gradients, whole.blocks[1].gradients) < 1e-14
+    assert last.shape == (18, 18)
+
+
 def test_labels_that_are_drawn_are_unbiased():
     model, _, loss, _, x, _ = _case("mlp")
     exact = KroneckerFisher(model, loss, x)

@@ -161,9 +161,9 @@ def _weights_of(call: LayerCall, weights: tf.Tensor) -> tf.Tensor:
         sizes = tf.gather(tf.shape(call.output), tf.constant(axes, tf.int32))
         found = tf.reshape(by_example, tf.concat([tf.shape(by_example), tf.ones_like(sizes)], 0))
         found = tf.broadcast_to(found, tf.concat([tf.shape(by_example), sizes], 0))
-    mask = _keras.mask_of(call.inputs)
-    if mask is None and _keras.mask_of(call.output) is not None:
-        mask = _keras.mask_of(call.output)
+    # That of an embedding is on its outputs.
+    masks = [_keras.mask_of(tensor) for tensor in (call.inputs, call.output)]
+    mask = next((m for m in masks if m is not None), None)
     if mask is not None and mask.shape.is_compatible_with(found.shape):
         found = tf.where(mask, found, tf.zeros_like(found))
     return tf.reshape(found, [tf.shape(weights)[0], -1])

@@ -211,14 +211,19 @@ def _split_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Te
     tiny = tf.constant(np.finfo(a.dtype.as_numpy_dtype).tiny, a.dtype)
     means = [tf.maximum(tf.reduce_mean(diagonal_of(factor)), tiny) for factor in (a, g)]
     pi, root = tf.sqrt(means[0] / means[1]), tf.sqrt(damping)
-    g_root = tf.linalg.cholesky(g + root / pi * tf.eye(g.shape[0], dtype=g.dtype))
-    a_root = None if a.shape.rank == 1 else tf.linalg.cholesky(a + root * pi * tf.eye(a.shape[0], dtype=a.dtype))
+    right = _inverse(g, root / pi)
+    # Products with inverses cost half of what triangular solves do.
+    if a.shape.rank == 1:
+        return lambda v: tf.linalg.matmul(v / (a + root * pi)[:, None], right)
+    left = _inverse(a, root * pi)
+    return lambda v: tf.linalg.matmul(tf.linalg.matmul(left, v), right)
 
-    def apply(v: tf.Tensor) -> tf.Tensor:
-        v = v / (a + root * pi)[:, None] if a_root is None else tf.linalg.cholesky_solve(a_root, v)
-        return tf.transpose(tf.linalg.cholesky_solve(g_root, tf.transpose(v)))
 
-    return apply
+def _inverse(factor: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
+    """`(factor + damping I)^-1`."""
+    unit = tf.eye(factor.shape[0], dtype=factor.dtype)
+    inverse = tf.linalg.cholesky_solve(tf.linalg.cholesky(factor + damping * unit), unit)
+    return 0.5 * (inverse + tf.transpose(inverse))
 
 
 __all__ = [

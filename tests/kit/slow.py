@@ -78,6 +78,12 @@ SLOW: dict[str, list[str]] = {
         "test_progress*",
         "test_reductions*",
     ],
+    "operators/test_kronecker.py": [
+        "test_factors_are*reduce]",
+        "test_factors_are*-True-*",
+        "test_data_sets*",
+        "test_of_layers_without*",
+    ],
     "operators/test_memory.py": ["*"],
     "operators/test_operators.py": [
         "test_damped_adds*",

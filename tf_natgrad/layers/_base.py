@@ -5,17 +5,19 @@ from __future__ import annotations
 import abc
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.parameters import FlatParameters
 
 # Rows from which on a product with the transpose is formed in blocks, and their number: smaller ones are faster whole.
 _MANY_ROWS, _BLOCKS = 512, 3
 
+T = TypeVar("T")
 # A positive scalar for each variable, by the id of the variable.
 Scales = Mapping[int, tf.Tensor]
 
@@ -295,6 +297,29 @@ def with_ones(inputs: tf.Tensor) -> tf.Tensor:
     return tf.concat([inputs, tf.ones_like(inputs[..., :1])], -1)
 
 
+def sharing_variables(
+    items: Iterable[T], layer_of: Callable[[T], keras.layers.Layer], flat_parameters: FlatParameters
+) -> list[list[T]]:
+    """Groups layers, or their calls, so that those that share trainable variables are together.
+
+    Args:
+        items: in order.
+        layer_of: the layer of an item.
+        flat_parameters: the variables of interest.
+
+    Returns:
+        The groups that have some of them.
+    """
+    groups: list[tuple[set[int], list[T]]] = []
+    for item in items:
+        own = {id(v) for v in layer_of(item).trainable_variables}
+        joined = [g for g in groups if g[0] & own]
+        merged = (own.union(*(g[0] for g in joined)), [i for g in joined for i in g[1]] + [item])
+        groups = [g for g in groups if not any(g is j for j in joined)] + [merged]
+    wanted = {id(v) for v in flat_parameters.variables}
+    return [found for own, found in groups if own & wanted]
+
+
 def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> bool:
     """Returns whether these are all the trainable variables of a layer, so that a rule for them is right for the layer.
 
@@ -317,6 +342,7 @@ __all__ = [
     "WeightGradientRule",
     "owns_exactly",
     "products",
+    "sharing_variables",
     "symmetric_product",
     "with_ones",
     "with_positions",

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad.layers._base import LayerCall, Rule, Scales
+from tf_natgrad.layers._base import LayerCall, Rule, Scales, sharing_variables
 from tf_natgrad.layers.registry import FALLBACK, has_rule, registered_rule, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
@@ -76,14 +76,7 @@ class Record:
         Returns:
             One list of calls per group.
         """
-        wanted = {id(v) for v in flat_parameters.variables}
-        groups: list[tuple[set[int], list[LayerCall]]] = []
-        for call in self.calls:
-            own = {id(v) for v in call.layer.trainable_variables}
-            joined = [g for g in groups if g[0] & own]
-            merged = (own.union(*(g[0] for g in joined)), [c for g in joined for c in g[1]] + [call])
-            groups = [g for g in groups if not any(g is j for j in joined)] + [merged]
-        return [calls for own, calls in groups if own & wanted]
+        return sharing_variables(self.calls, lambda call: call.layer, flat_parameters)
 
     def gram(self, linearization: Linearization, columns: tf.Tensor, scales: Scales | None = None) -> tf.Tensor:
         """Computes `K = A A^T` for the rows whose output gradients are `columns`, or `A diag(scales) A^T`.
@@ -106,7 +99,7 @@ class Record:
         dtype = linearization.flat_parameters.dtype
         extra = () if scales is None else (_checked_scales(linearization.flat_parameters, scales),)
         groups = self.groups(linearization.flat_parameters)
-        rules = [_rule_for_group(calls) for calls in groups]
+        rules = [rule_for_group(calls) for calls in groups]
         if extra:
             _require_rules_with_scales(rules)
 
@@ -151,7 +144,8 @@ def _folding(call: LayerCall, examples: int) -> str:
     )
 
 
-def _rule_for_group(calls: list[LayerCall]) -> Rule:
+def rule_for_group(calls: list[LayerCall]) -> Rule:
+    """Returns the rule of calls that share variables: the fallback, if they are of several layers."""
     same_layer = all(call.layer is calls[0].layer for call in calls)
     return rule_for(calls[0].layer) if same_layer else FALLBACK
 
@@ -342,4 +336,4 @@ def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str |
     return None
 
 
-__all__ = ["MEMORY_LIMIT", "Record", "capture", "over_columns", "units"]
+__all__ = ["MEMORY_LIMIT", "Record", "capture", "over_columns", "rule_for_group", "units"]

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad.layers._base import LayerCall, MatrixShape, Rule
-from tf_natgrad.layers.capture import Record, over_columns, units
+from tf_natgrad.layers._base import LayerCall, MatrixShape, sharing_variables
+from tf_natgrad.layers.capture import Record, over_columns, rule_for_group, units
 from tf_natgrad.layers.registry import FALLBACK, rule_for
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
@@ -54,13 +54,7 @@ def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> lis
         ValueError: if a variable belongs to no layer of its own, or a layer's variables are not taken together.
     """
     wanted = {id(v): v for v in flat_parameters.variables}
-    groups: list[list[keras.layers.Layer]] = []
-    for layer in units(model):
-        own = {id(v) for v in layer.trainable_variables}
-        joined = [g for g in groups if any(own & {id(v) for v in other.trainable_variables} for other in g)]
-        if own & wanted.keys():
-            groups = [g for g in groups if g not in joined] + [[layer for g in joined for layer in g] + [layer]]
-    found = [_block(group) for group in groups]
+    found = [_block(group) for group in sharing_variables(units(model), lambda layer: layer, flat_parameters)]
     seen = {id(v): v for block in found for v in block.variables}
     odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
     if odd:
@@ -115,7 +109,7 @@ def kronecker_sums(
     if refusal is not None:
         raise ValueError(refusal)
     groups = {id(v): calls for calls in record.groups(flat) for call in calls for v in call.layer.trainable_variables}
-    calls_of = [groups.get(id(block.variables[0]), []) for block in blocks]
+    calls_of = [groups[id(block.variables[0])] for block in blocks]
     dtype = flat.dtype
 
     def of_gradients(gradients: list[list[tf.Tensor]]) -> list[tf.Tensor]:
@@ -135,9 +129,6 @@ def _sums_of_inputs(
     matrix: MatrixShape, calls: list[LayerCall], weights: tf.Tensor, approximation: str
 ) -> list[tf.Tensor]:
     """The sum over the inputs of a block, and its mass."""
-    if not calls:
-        shape = [matrix.rows] if matrix.is_table else [matrix.rows, matrix.rows]
-        return [tf.zeros(shape, weights.dtype), tf.zeros([], weights.dtype)]
     h = rule_for(calls[0].layer).matrix_inputs(calls, weights.dtype)
     by_position = tf.concat([_weights_of(call, weights) for call in calls], 1)
     mass = tf.reduce_sum(by_position)
@@ -184,9 +175,7 @@ def _sum_of_gradients(
     block: Block, calls: list[LayerCall], gradients: list[tf.Tensor], approximation: str, dtype: tf.DType
 ) -> tf.Tensor:
     """The sum over the gradients at the outputs of a block; without a matrix, over squares of those of its weights."""
-    if not calls:
-        return tf.zeros([block.sizes[-1]], dtype)
-    rule = _rule_of(calls)
+    rule = rule_for_group(calls)
     if block.matrix is None:
         squares = rule.squares(calls, gradients, dtype) or FALLBACK.squares(calls, gradients, dtype)
         by_variable = {id(v): tf.reshape(total, [-1]) for v, total in squares}
@@ -195,10 +184,6 @@ def _sum_of_gradients(
     d = tf.reduce_sum(d, 2) if approximation == "reduce" else d
     d = tf.reshape(d, [-1, block.matrix.columns])
     return tf.linalg.matmul(d, d, transpose_a=True)
-
-
-def _rule_of(calls: list[LayerCall]) -> Rule:
-    return rule_for(calls[0].layer) if all(call.layer is calls[0].layer for call in calls) else FALLBACK
 
 
 __all__ = ["APPROXIMATIONS", "Block", "blocks_of", "kronecker_sums"]

@@ -30,6 +30,10 @@ class FactoredRhs(NamedTuple):
     shift: tf.Tensor | None = None
     rest: tf.Tensor | None = None
 
+    def plus(self, vector: tf.Tensor) -> FactoredRhs:
+        """Returns the sum with a vector `[n]`."""
+        return self._replace(rest=vector if self.rest is None else self.rest + vector)
+
 
 class FactoredOperator(CurvatureOperator):
     """A matrix `A^T A` with products of its factor `A` `[m, n]` and a Gram matrix `K = A A^T` `[m, m]`."""

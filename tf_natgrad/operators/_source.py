@@ -39,7 +39,6 @@ class Source(abc.ABC):
             ValueError: if a part does not fit, or a data set ends earlier or later than it did at first.
         """
 
-    @abc.abstractmethod
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         """Computes `function`, which contains a `sum`, of each row; as graph code.
 
@@ -48,12 +47,12 @@ class Source(abc.ABC):
             rows: `[k, ...]`.
 
         Returns:
-            What `function` returned, stacked.
+            What `function` returned, stacked; one row after the other, unless a source knows better.
         """
+        return tf.map_fn(function, rows, parallel_iterations=1)
 
-    @abc.abstractmethod
-    def prepare(self) -> None:
-        """Computes what all products with the Jacobian share, once and outside of any loop."""
+    def prepare(self) -> None:  # noqa: B027
+        """Computes what all products share, once and outside of any loop; nothing where no pass outlives a sum."""
 
 
 class Examples(Source):
@@ -149,12 +148,6 @@ class InParts(Examples):
             return function(batch, *operands), tf.size(batch.weights)
 
         return self._sum(of_part, tf.zeros_like(like), operands, lambda term: self._compiled(("batch", name), term))
-
-    def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(function, rows, parallel_iterations=1)
-
-    def prepare(self) -> None:
-        """Nothing: no pass outlives a sum."""
 
     @abc.abstractmethod
     def _sum(

@@ -43,15 +43,14 @@ class Damped(CurvatureOperator):
         if not isinstance(base, CurvatureOperator):
             raise TypeError(_checks.message("base", type(base).__name__, "an operator of `tf_natgrad.operators`"))
         check_collector("conditions", conditions)
-        note(_conditions_on(damping), conditions)
+        note(damping_conditions(damping), conditions)
         super().__init__(base.flat_parameters, name="Damped")
         if isinstance(base, Damped):
             damping = base.damping + (tf.cast(damping, self.dtype) if tf.is_tensor(damping) else damping)
             base = base.whole
         # TensorFlow's search for variables cannot look into an operator inside an operator.
         self._whole = self._base = _keras.Untracked(base)
-        known = tf.is_tensor(damping) or hasattr(damping, "assign")
-        self.damping = tf.cast(tf.convert_to_tensor(damping), self.dtype) if known else tf.constant(damping, self.dtype)
+        self.damping = as_damping(damping, self.dtype)
         static = tf.get_static_value(self.damping)
         self.static_damping = None if static is None else float(static)
         constants = _constants(base)
@@ -121,19 +120,50 @@ def _constants(base: CurvatureOperator) -> list[float] | None:
     return None if None in found or not found else [sum(constants) for constants in zip(*found, strict=True)]
 
 
-def _conditions_on(damping: TensorLike) -> list[Condition]:
-    """Refuses a damping that is known not to be a scalar >= 0, and returns the condition on one that is not known."""
-    if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
-        _checks.check_number("damping", damping, minimum=0.0)
+def damping_conditions(damping: TensorLike, positive: bool = False) -> list[Condition]:
+    """Refuses a damping that is known to be out of range, and returns the condition on one that is not known.
+
+    Args:
+        damping: a number, or a scalar tensor or variable.
+        positive: whether zero is out of range too.
+
+    Returns:
+        At most one condition.
+
+    Raises:
+        ValueError: if it is known to be negative, NaN or, with `positive`, zero.
+        TypeError: if it is no number.
+    """
+    if not _is_tensor(damping):
+        _checks.check_number("damping", damping, minimum=0.0, exclusive=positive)
         return []
     value = tf.convert_to_tensor(damping)
     _checks.check_scalar("damping", value)
-    static = tf.get_static_value(value)
+    expected, static = "a scalar > 0" if positive else "a scalar >= 0", tf.get_static_value(value)
     if static is None:
-        return [Condition(value >= 0, _checks.message("damping", "a negative number or NaN", "a scalar >= 0"))]
-    if not static >= 0:
-        raise ValueError(_checks.message("damping", static, "a scalar >= 0"))
+        received = "zero, a negative number or NaN" if positive else "a negative number or NaN"
+        in_range = value > 0 if positive else value >= 0
+        return [Condition(in_range, _checks.message("damping", received, expected))]
+    if not (static > 0 if positive else static >= 0):
+        raise ValueError(_checks.message("damping", static, expected))
     return []
 
 
-__all__ = ["Damped"]
+def as_damping(damping: TensorLike, dtype: tf.DType) -> tf.Tensor:
+    """A damping as a tensor; a Python number keeps its double precision.
+
+    Args:
+        damping: a number, or a scalar tensor or variable.
+        dtype: of the matrix.
+
+    Returns:
+        A scalar.
+    """
+    return tf.cast(tf.convert_to_tensor(damping), dtype) if _is_tensor(damping) else tf.constant(damping, dtype)
+
+
+def _is_tensor(damping: TensorLike) -> bool:
+    return tf.is_tensor(damping) or hasattr(damping, "assign")
+
+
+__all__ = ["Damped", "as_damping", "damping_conditions"]

@@ -18,6 +18,7 @@ from tf_natgrad.operators._kronecker import (
     eigenvalues_of,
     times_inputs,
 )
+from tf_natgrad.operators.damped import as_damping, damping_conditions
 from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
 
 SPLITS = ("pi", "exact")
@@ -158,14 +159,8 @@ class KroneckerFisher(CurvatureOperator):
 
 
 def _checked_damping(damping: TensorLike, dtype: tf.DType) -> tf.Tensor:
-    if not tf.is_tensor(damping) and not hasattr(damping, "assign"):
-        _checks.check_number("damping", damping, minimum=0.0, exclusive=True)
-        return tf.constant(damping, dtype)
-    value = tf.convert_to_tensor(damping)
-    _checks.check_scalar("damping", value)
-    text = _checks.message("damping", "a number that is not positive, or NaN", "a scalar > 0")
-    _conditions.require(value > 0, text)
-    return tf.cast(value, dtype)
+    _conditions.judge(damping_conditions(damping, positive=True))
+    return as_damping(damping, dtype)
 
 
 __all__ = ["KroneckerFisher"]

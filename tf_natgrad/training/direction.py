@@ -109,7 +109,7 @@ def batch_direction(
     rhs = fisher.loss_gradient()
     penalty = penalty_gradient(fisher.flat_parameters)
     if penalty is not None:
-        rhs = rhs._replace(rest=penalty if rhs.rest is None else rhs.rest + penalty)
+        rhs = rhs.plus(penalty)
     rhs = rhs._replace(shift=settings.shift)
     operator, curvature = penalised(fisher, settings.damping, conditions)
     damping = operator.damping if isinstance(operator, Damped) else 0.0
@@ -138,8 +138,7 @@ def _without_shift(rhs: FactoredRhs, operator: CurvatureOperator) -> FactoredRhs
     """The same right-hand side for a damping that differs by variable: only the damping itself pulls to the shift."""
     if rhs.shift is None or not isinstance(operator, Damped) or operator.damping_by_variable is None:
         return rhs
-    pull = operator.damping * rhs.shift
-    return rhs._replace(shift=None, rest=pull if rhs.rest is None else rhs.rest + pull)
+    return rhs._replace(shift=None).plus(operator.damping * rhs.shift)
 
 
 def penalty_gradient(flat: FlatParameters) -> tf.Tensor | None:

@@ -13,7 +13,7 @@ from tf_natgrad._conditions import judge
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.solvers import Solver
 from tf_natgrad.training.objective import likelihood_of_model
-from tf_natgrad.training.optimizer import NaturalGradient
+from tf_natgrad.training.optimizer import NaturalGradient, without_loss_scale
 from tf_natgrad.training.plan import Data, Plan, plan_step
 from tf_natgrad.training.planning import plan_solver
 from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refusals_of, update
@@ -253,8 +253,7 @@ def natural_gradient_optimizer(model: keras.Model) -> NaturalGradient | None:
     Raises:
         ValueError: if there are several.
     """
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = without_loss_scale(getattr(model, "optimizer", None))
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         if not optimizer.built and model.trainable_variables:
             # Made from a function of the variable, it knows its optimizers only then.

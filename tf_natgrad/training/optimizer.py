@@ -296,6 +296,11 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         }
 
 
+def without_loss_scale(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Returns the optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def apply_beside(
     natural: NaturalGradient,
     through: keras.optimizers.Optimizer,
@@ -319,4 +324,4 @@ def _number(variable: keras.Variable | None) -> float:
     return 0.0 if variable is None else float(variable)
 
 
-__all__ = ["NaturalGradient", "apply_beside"]
+__all__ = ["NaturalGradient", "apply_beside", "without_loss_scale"]

@@ -15,7 +15,7 @@ from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._conditions import Condition
 from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.steps import StepReport, Trial, accept
-from tf_natgrad.training.optimizer import apply_beside
+from tf_natgrad.training.optimizer import apply_beside, without_loss_scale
 from tf_natgrad.training.plan import Data, Plan, trial_loss
 
 NOT_FINITE = (
@@ -53,8 +53,7 @@ class Beside:
     """
 
     def __init__(self, plan: Plan):
-        optimizer = getattr(plan.model.optimizer, "inner_optimizer", plan.model.optimizer)
-        natural = plan.natural
+        optimizer, natural = without_loss_scale(plan.model.optimizer), plan.natural
         own = {id(v) for v in natural.variables}
         self._variables = [*(v for _, v in plan.gradients), *(v for v in optimizer.variables if id(v) not in own)]
         self._before = [tf.identity(tf.convert_to_tensor(v.value)) for v in self._variables]

@@ -72,9 +72,6 @@ class EpisodeSource(Source):
     def concatenated(self, name: str, function: OfPart, *operands: tf.Tensor) -> tf.Tensor:
         """What `function(part, *operands)` gives for each episode of a part, of all parts: `[N, ...]`."""
 
-    def prepare(self) -> None:
-        """Nothing: the policy is called on construction, or for each sum."""
-
 
 class AllEpisodes(EpisodeSource):
     """All episodes after one forward pass: a sum over them is a call."""
@@ -82,31 +79,31 @@ class AllEpisodes(EpisodeSource):
     def __init__(self, drawn: Drawn):
         self._part = drawn.hessian()
 
+    def part(self) -> Part:
+        """Returns the operator of all episodes."""
+        return self._part
+
     def sum(self, name, function, like, *operands, record_calls=False):
         del like, record_calls
         return self.concatenated(name, function, *operands)
 
     def concatenated(self, name, function, *operands):
         del name
-        return function(self._part, *operands)
+        return function(self.part(), *operands)
 
     def map_rows(self, function, rows):
         return self._part.map_rows(function, rows)
 
 
-class ChangingEpisodes(EpisodeSource):
+class ChangingEpisodes(AllEpisodes):
     """All episodes, of which some values are variables: the policy is called for each sum."""
 
     def __init__(self, drawn: Drawn):
         self._drawn = drawn
 
-    def sum(self, name, function, like, *operands, record_calls=False):
-        del like, record_calls
-        return self.concatenated(name, function, *operands)
-
-    def concatenated(self, name, function, *operands):
-        del name
-        return function(self._drawn.hessian(), *operands)
+    def part(self) -> Part:
+        """Returns the operator of all episodes at the present values."""
+        return self._drawn.hessian()
 
     def map_rows(self, function, rows):
         return tf.vectorized_map(function, rows)
@@ -133,9 +130,6 @@ class EpisodeChunks(EpisodeSource):
 
     def concatenated(self, name, function, *operands):
         return tf.concat(self._of_chunks(name, function, operands), 0)
-
-    def map_rows(self, function, rows):
-        return tf.map_fn(function, rows, parallel_iterations=1)
 
     def _of_chunks(self, name: str, function: OfPart, operands: tuple[tf.Tensor, ...]) -> list[tf.Tensor]:
         values = self._drawn.values

@@ -170,13 +170,7 @@ def test_replot_without_anything_recorded(script, tmp_path, capsys):
 
 
 def test_mnist_without_data_is_an_error_that_says_how_to_get_it(script, tmp_path, monkeypatch, capsys):
-    from tf_natgrad import data
-
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(data, "_source_answers", lambda: False)
-    assert script.main(["--smoke", "--dataset", "mnist", "--out", str(tmp_path)]) == 1
-    assert "TFDS_DATA_DIR" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    scripts.refuses_without_mnist(script, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

@@ -316,13 +316,7 @@ def test_nothing_recorded_or_no_data(script, tmp_path, monkeypatch, capsys):
     assert script.main(["--replot", "--out", str(tmp_path)]) == 1
     assert script.main(["--table", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("nothing to show") == 2
-    from tf_natgrad import data
-
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(data, "_source_answers", lambda: False)
-    assert script.main(["--smoke", "--dataset", "mnist", "--out", str(tmp_path)]) == 1
-    assert "TFDS_DATA_DIR" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    scripts.refuses_without_mnist(script, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

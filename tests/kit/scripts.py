@@ -25,3 +25,14 @@ def imported(name, folder="experiments"):
         yield importlib.import_module(name)
     finally:
         sys.path.remove(path)
+
+
+def refuses_without_mnist(script, folder, monkeypatch, capsys):
+    """MNIST that is not there is an error that says how to get it, and nothing is written."""
+    from tf_natgrad import data
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "nowhere"))
+    monkeypatch.setattr(data, "_source_answers", lambda: False)
+    assert script.main(["--smoke", "--dataset", "mnist", "--out", str(folder)]) == 1
+    assert "TFDS_DATA_DIR" in capsys.readouterr().err
+    assert not list(folder.iterdir())

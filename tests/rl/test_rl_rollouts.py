@@ -1,5 +1,6 @@
 """Whole episodes from environments: seeded, unbiased by length, actions as they were sampled."""
 
+import environments
 import gymnasium as gym
 import keras
 import numpy as np
@@ -18,28 +19,11 @@ def gaussian(inputs=3, outputs=1, log_std=1.0):
     return rl.GaussianPolicy(keras.Sequential([keras.Input((inputs,)), layers.Dense(outputs)]), log_std)
 
 
-class Counter(gym.Env):
-    """Episodes of a given length; it keeps what it was told. The observation is the time."""
-
-    observation_space = gym.spaces.Box(0.0, 100.0, (1,))
-    action_space = gym.spaces.Box(-0.5, 0.5, (1,))
+class Counter(environments.Counter):
+    """Its reward is the length of the episode."""
 
     def __init__(self, length, terminates=True):
-        self.length = length
-        self.terminates = terminates
-        self.received = []
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.time = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.received.append(np.array(action))
-        self.time += 1
-        over = self.time == self.length
-        observation = np.full(1, self.time, np.float32)
-        return observation, float(self.length), over and self.terminates, over and not self.terminates, {}
+        super().__init__(length, terminates, float(length))
 
 
 def vector(*makers, mode=AutoresetMode.SAME_STEP):

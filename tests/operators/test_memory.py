@@ -225,7 +225,7 @@ def test_columns_keep_within_the_limit(name, at_once, monkeypatch, float64):
 def test_rows_of_the_fallback_keep_within_the_limit(monkeypatch, float64):
     problem, sizes, rows = cases.shared("layer_norm"), [], fallback.FallbackRule._rows
     rule = fallback.FallbackRule(memory_limit=2 * 3 * 20 * 8)
-    monkeypatch.setattr(capture_module, "_rule_for_group", lambda calls: rule)
+    monkeypatch.setattr(capture_module, "rule_for_group", lambda calls: rule)
 
     def spy(self, calls, gradients, chosen, dtype):
         block = rows(self, calls, gradients, chosen, dtype)

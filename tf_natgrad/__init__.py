@@ -3,7 +3,8 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tf_natgrad import _moved, distributions, errors, operators, parameters, rl, solvers, spectrum
+from tf_natgrad import _moved, distributions, errors, operators, parameters, preconditioners, rl, solvers, spectrum
+from tf_natgrad.preconditioners import KFAC
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training import (
     NaturalGradient,
@@ -30,6 +31,7 @@ if not TYPE_CHECKING:
 
 
 __all__ = [
+    "KFAC",
     "LevenbergMarquardt",
     "LineSearch",
     "NaturalGradient",
@@ -44,6 +46,7 @@ __all__ = [
     "natural_gradient_model",
     "operators",
     "parameters",
+    "preconditioners",
     "rl",
     "solvers",
     "spectrum",

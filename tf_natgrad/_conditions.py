@@ -172,6 +172,20 @@ def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
     return tf.reduce_all([tf.math.is_finite(s) for s in sums]) if sums else tf.constant(True)
 
 
+def chosen(where: tf.Tensor, values: list[tf.Tensor], others: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns one of two lists of tensors, by reference: a `tf.where` would copy each of them.
+
+    Args:
+        where: a scalar boolean.
+        values: what is returned where it holds.
+        others: what is returned where it does not.
+
+    Returns:
+        One of the lists.
+    """
+    return list(tf.cond(where, lambda: list(values), lambda: list(others))) if values else []
+
+
 @contextlib.contextmanager
 def as_value_error() -> Any:
     """Turns a failed assertion of `judge` into the error that it stands for, with the same text.
@@ -200,6 +214,7 @@ __all__ = [
     "all_hold",
     "as_value_error",
     "check_collector",
+    "chosen",
     "finite",
     "is_finite",
     "judge",

@@ -57,15 +57,16 @@ class MatrixShape(NamedTuple):
 
     Attributes:
         variables: the kernel, and the bias as a last row.
-        rows: `d_in`.
-        columns: `d_out`.
-        is_table: whether an input is a row number, so that the factor of the inputs is diagonal.
+        rows, columns: `d_in` and `d_out`.
+        is_table: whether an input is a row number.
+        has_plain_inputs: whether it acts on the inputs as they are, not on patches of them.
     """
 
     variables: list[keras.Variable]
     rows: int
     columns: int
     is_table: bool = False
+    has_plain_inputs: bool = False
 
 
 class Rule(abc.ABC):

@@ -29,12 +29,14 @@ class Record:
 
     Attributes:
         calls: of layers with trainable weights, in the order in which they happened.
-        refusal: the reason why per-example gradients do not exist for this pass, or `None`.
+        refusal: the reason why these calls do not tell the gradients of their layers' weights, or `None`.
+        mixing: the reason why per-example gradients do not exist for this pass, or `None`.
     """
 
     def __init__(self):
         self.calls: list[LayerCall] = []
         self.refusal: str | None = None
+        self.mixing: str | None = None
         self._inside: list[set[int]] = []
 
     @contextlib.contextmanager
@@ -109,12 +111,15 @@ class Record:
         summaries = over_columns(summaries_of, linearization, columns, groups, lambda parts: tf.concat(parts, 0))
         return tf.add_n([r.gram(calls, s, dtype, *extra) for r, calls, s in zip(rules, groups, summaries, strict=True)])
 
-    def refusal_for(self, flat_parameters: FlatParameters, examples: int | None = None) -> str | None:
+    def refusal_for(
+        self, flat_parameters: FlatParameters, examples: int | None = None, per_example: bool = True
+    ) -> str | None:
         """Returns the reason why these variables have no Gram matrix for this pass, and what to do; or `None`.
 
         Args:
             flat_parameters: the variables of the Gram matrix.
             examples: the number of examples in the batch, if known.
+            per_example: whether the gradients of each example apart are needed.
 
         Returns:
             The reason in words.
@@ -128,7 +133,8 @@ class Record:
                 "The Gram solver takes the trainable variables of a layer together, and each of them must belong to a "
                 f"layer that the model calls; here this fails for: {', '.join(odd)}. Use `solver=ConjugateGradient()`."
             )
-        found = self.refusal or next((call.refusal for call in calls if call.refusal), None)
+        found = self.refusal or (self.mixing if per_example else None)
+        found = found or next((call.refusal for call in calls if call.refusal), None)
         if found is None and examples is not None:
             found = next(
                 (_folding(call, examples) for call in calls if call.output.shape[0] not in (None, examples)), None
@@ -290,7 +296,7 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
             call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
             output = original_call(*args, **kwargs)
         pending.pop()
-        record.refusal = record.refusal or _mixing_refusal(layer, call)
+        record.mixing = record.mixing or _mixing_refusal(layer, call)
         if layer.trainable_variables:
             call.refusal = _refusal(layer, call, graph)
             if call.output is None:

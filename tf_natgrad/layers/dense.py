@@ -35,7 +35,7 @@ class DenseRule(Rule):
 
     def matrix_shape(self, layer: keras.layers.Layer) -> MatrixShape:
         own = [v for v in (layer.kernel, layer.bias) if v is not None]
-        return MatrixShape(own, layer.kernel.shape[0] + len(own) - 1, layer.kernel.shape[1])
+        return MatrixShape(own, layer.kernel.shape[0] + len(own) - 1, layer.kernel.shape[1], has_plain_inputs=True)
 
     def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
         h = self.kernel_inputs(calls, dtype)

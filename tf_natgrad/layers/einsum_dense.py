@@ -52,7 +52,7 @@ class EinsumDenseRule(DenseRule):
         own = [v for v in (layer.kernel, layer.bias) if v is not None]
         split = len(_letters(layer).summed)
         rows, columns = (math.prod(sizes) for sizes in (layer.kernel.shape[:split], layer.kernel.shape[split:]))
-        return MatrixShape(own, rows + len(own) - 1, columns)
+        return MatrixShape(own, rows + len(own) - 1, columns, has_plain_inputs=True)
 
     def position_axes(self, call: LayerCall) -> list[int]:
         letters = _letters_of(call)

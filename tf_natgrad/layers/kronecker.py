@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -17,6 +17,9 @@ from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
 
 APPROXIMATIONS = ("expand", "reduce")
+_DIAGONAL = (
+    "The Kronecker-factored matrix keeps the diagonal alone of layers that have no Kronecker factors, those of: {}."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,50 @@ class Block:
             return [sum(math.prod(v.shape) for v in self.variables)]
         rows, columns = self.matrix.rows, self.matrix.columns
         return [rows if self.matrix.is_table else rows**2, 1, columns**2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The blocks of a matrix, and where their variables are in a vector.
+
+    Attributes:
+        flat: the layout of the vector.
+        blocks: the blocks, which cover its variables.
+    """
+
+    flat: FlatParameters
+    blocks: list[Block]
+
+    @classmethod
+    def of(cls, model: keras.layers.Layer, flat_parameters: FlatParameters) -> Layout:
+        """Returns the layout of a model's blocks, see `blocks_of`; says once where only a diagonal is kept."""
+        blocks = blocks_of(model, flat_parameters)
+        without = [block.variables[0].path for block in blocks if block.matrix is None]
+        if without:
+            text = _DIAGONAL.format(", ".join(without))
+            _checks.log_once(text, key=text)
+        return cls(flat_parameters, blocks)
+
+    def split(self, vector: tf.Tensor) -> list[tf.Tensor]:
+        """Splits `[n]` into one part per block: a matrix `[d_in, d_out]`, or a vector where there is a diagonal."""
+        parts = dict(zip(map(id, self.flat.variables), self.flat.unflatten(vector), strict=True))
+        joined = [tf.concat([tf.reshape(parts[id(v)], [-1]) for v in b.variables], 0) for b in self.blocks]
+        return [
+            part if block.matrix is None else tf.reshape(part, [block.matrix.rows, block.matrix.columns])
+            for block, part in zip(self.blocks, joined, strict=True)
+        ]
+
+    def pieces(self, parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Splits the parts of blocks into one tensor per variable, in the variables' shapes."""
+        found = {}
+        for block, part in zip(self.blocks, parts, strict=True):
+            pieces = tf.split(tf.reshape(part, [-1]), [math.prod(v.shape) for v in block.variables])
+            found |= {id(v): tf.reshape(p, v.shape) for v, p in zip(block.variables, pieces, strict=True)}
+        return [found[id(v)] for v in self.flat.variables]
+
+    def join(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
+        """The inverse of `split`."""
+        return self.flat.flatten(self.pieces(parts))
 
 
 def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> list[Block]:
@@ -82,7 +129,8 @@ def kronecker_sums(
     columns: tf.Tensor,
     weights: tf.Tensor,
     approximation: str,
-) -> tf.Tensor:
+    enough: Callable[[int], int] | None = None,
+) -> list[tf.Tensor]:
     """Computes the sums over one batch that Kronecker factors are made of; they add up over batches.
 
     With `h_it` the inputs of a layer at position t of example i, `d_qit` the gradients of column q at its outputs and
@@ -97,19 +145,17 @@ def kronecker_sums(
         columns: `[Q, N, ..., C]`, the factor of the output space times the roots of the weights.
         weights: of the positions of the outputs, `[N, ...]`.
         approximation: `"expand"` or `"reduce"`.
+        enough: from `d_in` to the number of rows that are enough for the sum over the inputs of a layer on patches:
+            the first examples that have so many are taken. `None`: all of them.
 
     Returns:
-        All sums, one after the other, `[sum of the blocks' sizes]`.
+        For each block a sum over inputs, a mass and a sum over gradients; or a diagonal.
 
     Raises:
         ValueError: if the pass has no per-example gradients.
     """
     flat = linearization.flat_parameters
-    refusal = record.refusal_for(flat, linearization.outputs.shape[0])
-    if refusal is not None:
-        raise ValueError(refusal)
-    groups = {id(v): calls for calls in record.groups(flat) for call in calls for v in call.layer.trainable_variables}
-    calls_of = [groups[id(block.variables[0])] for block in blocks]
+    calls_of = calls_of_blocks(blocks, record, linearization)
     dtype = flat.dtype
 
     def of_gradients(gradients: list[list[tf.Tensor]]) -> list[tf.Tensor]:
@@ -120,9 +166,47 @@ def kronecker_sums(
     parts = []
     for block, calls, of_block in zip(blocks, calls_of, sums, strict=True):
         if block.matrix is not None:
-            parts += _sums_of_inputs(block.matrix, calls, tf.cast(weights, dtype), approximation)
+            of_inputs = tf.cast(weights, dtype)
+            if enough is not None and not block.matrix.has_plain_inputs and not block.matrix.is_table:
+                calls, of_inputs = _first_examples(calls, of_inputs, enough(block.matrix.rows))
+            parts += _sums_of_inputs(block.matrix, calls, of_inputs, approximation)
         parts.append(of_block)
-    return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+    return parts
+
+
+def calls_of_blocks(blocks: Sequence[Block], record: Record, linearization: Linearization) -> list[list[LayerCall]]:
+    """Returns the recorded calls of each block.
+
+    Args:
+        blocks: of the model.
+        record: of one forward pass.
+        linearization: of that pass.
+
+    Returns:
+        One list of calls per block.
+
+    Raises:
+        ValueError: if the calls do not tell the gradients of the blocks' variables.
+    """
+    flat = linearization.flat_parameters
+    refusal = record.refusal_for(flat, linearization.outputs.shape[0], per_example=False)
+    if refusal is not None:
+        raise ValueError(refusal)
+    groups = {id(v): calls for calls in record.groups(flat) for call in calls for v in call.layer.trainable_variables}
+    return [groups[id(block.variables[0])] for block in blocks]
+
+
+def _first_examples(calls: list[LayerCall], weights: tf.Tensor, rows: int) -> tuple[list[LayerCall], tf.Tensor]:
+    """The calls on the first examples that have so many positions together, if the positions can be counted."""
+    rule = rule_for(calls[0].layer)
+    counts = [math.prod(call.output.shape[axis] or 0 for axis in rule.position_axes(call)) for call in calls]
+    if 0 in counts:
+        return calls, weights
+    count = -(-rows // sum(counts))
+    first = [
+        dataclasses.replace(call, args=(call.inputs[:count],), kwargs={}, output=call.output[:count]) for call in calls
+    ]
+    return first, weights[:count]
 
 
 def _sums_of_inputs(
@@ -186,4 +270,4 @@ def _sum_of_gradients(
     return tf.linalg.matmul(d, d, transpose_a=True)
 
 
-__all__ = ["APPROXIMATIONS", "Block", "blocks_of", "kronecker_sums"]
+__all__ = ["APPROXIMATIONS", "Block", "Layout", "blocks_of", "calls_of_blocks", "kronecker_sums"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,16 +11,14 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import ModelLike
-from tf_natgrad.layers.kronecker import Block, blocks_of, kronecker_sums
+from tf_natgrad.layers.kronecker import Block, Layout, kronecker_sums
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._factored_model import FactoredModelOperator
 from tf_natgrad.operators.damped import Damped
-from tf_natgrad.parameters import FlatParameters
 
-_DIAGONAL = (
-    "The Kronecker-factored matrix keeps the diagonal alone of layers that have no Kronecker factors, those of: {}."
-)
+# The size up to which a matrix is inverted as a whole.
+_SMALL = 160
 
 
 class KroneckerBlock(NamedTuple):
@@ -41,16 +38,14 @@ class KroneckerBlock(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """The blocks of a matrix, and where their variables are in a vector.
+    """The blocks of a matrix.
 
     Attributes:
-        flat: the layout of the vector.
-        layout: the shapes of the blocks.
+        layout: their shapes, and where their variables are in a vector.
         blocks: the blocks.
     """
 
-    flat: FlatParameters
-    layout: list[Block]
+    layout: Layout
     blocks: list[KroneckerBlock]
 
     @classmethod
@@ -65,21 +60,18 @@ class Factors(NamedTuple):
         Returns:
             The `Factors`.
         """
-        layout = blocks_of(model, base.flat_parameters)
-        without = [block.variables[0].path for block in layout if block.matrix is None]
-        if without:
-            text = _DIAGONAL.format(", ".join(without))
-            _checks.log_once(text, key=text)
-        sizes = [size for block in layout for size in block.sizes]
+        layout = Layout.of(model, base.flat_parameters)
+        sizes = [size for block in layout.blocks for size in block.sizes]
 
         def of_batch(batch: Batch) -> tf.Tensor:
             # Made before the linearization is read: a second pass brings one of its own.
             record, columns = batch.record, base.columns_of(batch)
-            return kronecker_sums(layout, record, batch.linearization, columns, batch.weights, approximation)
+            sums = kronecker_sums(layout.blocks, record, batch.linearization, columns, batch.weights, approximation)
+            return tf.concat([tf.reshape(part, [-1]) for part in sums], 0)
 
         sums = base.total(f"kronecker_{approximation}", of_batch, tf.zeros([sum(sizes)], base.dtype), record_calls=True)
         parts = iter(tf.split(sums, sizes))
-        return cls(base.flat_parameters, layout, [_made(block, parts) for block in layout])
+        return cls(layout, [made_block(block, parts) for block in layout.blocks])
 
     def map(
         self,
@@ -97,18 +89,10 @@ class Factors(NamedTuple):
         Returns:
             `[n]`.
         """
-        variables = self.flat.variables
-        parts = {id(v): tf.reshape(t, [-1]) for v, t in zip(variables, self.flat.unflatten(vector), strict=True)}
-        found = {}
-        for shape, block in zip(self.layout, self.blocks, strict=True):
-            part = tf.concat([parts[id(v)] for v in shape.variables], 0)
-            if shape.matrix is None:
-                image = of_diagonal(block.diagonal, part)
-            else:
-                image = of_matrix(block, tf.reshape(part, [shape.matrix.rows, shape.matrix.columns]))
-            pieces = tf.split(tf.reshape(image, [-1]), [math.prod(v.shape) for v in shape.variables])
-            found |= {id(v): piece for v, piece in zip(shape.variables, pieces, strict=True)}
-        return tf.concat([found[id(v)] for v in variables], 0)
+        parts = zip(self.blocks, self.layout.split(vector), strict=True)
+        return self.layout.join(
+            [of_matrix(b, part) if b.diagonal is None else of_diagonal(b.diagonal, part) for b, part in parts]
+        )
 
 
 class KroneckerInverse(CurvatureOperator):
@@ -121,7 +105,7 @@ class KroneckerInverse(CurvatureOperator):
     """
 
     def __init__(self, factors: Factors, damping: tf.Tensor, split: str):
-        super().__init__(factors.flat, name="KroneckerInverse")
+        super().__init__(factors.layout.flat, name="KroneckerInverse")
         self._factors = _keras.Untracked(factors)
         self.damping = damping
         make = _exact_inverse if split == "exact" else _split_inverse
@@ -165,13 +149,21 @@ def preconditioner_for(operator: CurvatureOperator) -> Callable[[tf.Tensor], tf.
     return KroneckerInverse(factors, operator.damping, "pi").product
 
 
-def _made(block: Block, parts: Any) -> KroneckerBlock:
-    """The block of these sums."""
+def made_block(block: Block, parts: Iterator[tf.Tensor]) -> KroneckerBlock:
+    """Makes a block of its sums over a batch.
+
+    Args:
+        block: its shape.
+        parts: the sums, see `kronecker_sums`; those of this block come next.
+
+    Returns:
+        A `KroneckerBlock`.
+    """
     if block.matrix is None:
         return KroneckerBlock(block.variables, None, None, next(parts))
     rows, columns = block.matrix.rows, block.matrix.columns
     inputs, mass, gradients = next(parts), next(parts), next(parts)
-    inputs = tf.math.divide_no_nan(inputs, mass[0])
+    inputs = tf.math.divide_no_nan(inputs, tf.reshape(mass, []))
     if not block.matrix.is_table:
         inputs = tf.reshape(inputs, [rows, rows])
     return KroneckerBlock(block.variables, inputs, tf.reshape(gradients, [columns, columns]), None)
@@ -208,22 +200,61 @@ def _exact_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Te
 
 def _split_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     a, g = block.inputs, block.gradients
-    tiny = tf.constant(np.finfo(a.dtype.as_numpy_dtype).tiny, a.dtype)
-    means = [tf.maximum(tf.reduce_mean(diagonal_of(factor)), tiny) for factor in (a, g)]
-    pi, root = tf.sqrt(means[0] / means[1]), tf.sqrt(damping)
-    right = _inverse(g, root / pi)
+    of_inputs, of_gradients = split_damping(a, g, damping)
+    right = inverse_of(g, of_gradients)
     # Products with inverses cost half of what triangular solves do.
     if a.shape.rank == 1:
-        return lambda v: tf.linalg.matmul(v / (a + root * pi)[:, None], right)
-    left = _inverse(a, root * pi)
+        return lambda v: tf.linalg.matmul(v / (a + of_inputs)[:, None], right)
+    left = inverse_of(a, of_inputs)
     return lambda v: tf.linalg.matmul(tf.linalg.matmul(left, v), right)
 
 
-def _inverse(factor: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
-    """`(factor + damping I)^-1`."""
-    unit = tf.eye(factor.shape[0], dtype=factor.dtype)
-    inverse = tf.linalg.cholesky_solve(tf.linalg.cholesky(factor + damping * unit), unit)
+def split_damping(inputs: tf.Tensor, gradients: tf.Tensor, damping: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Splits a damping between two factors, `pi sqrt(damping)` and `sqrt(damping) / pi`.
+
+    Args:
+        inputs: `A`, or its diagonal.
+        gradients: `G`.
+        damping: a scalar.
+
+    Returns:
+        Two scalars, with `pi^2 = (tr A / d_in) / (tr G / d_out)`.
+
+    References:
+        J. Martens, R. Grosse (2015), section 6.3.
+    """
+    tiny = tf.constant(np.finfo(inputs.dtype.as_numpy_dtype).tiny, inputs.dtype)
+    means = [tf.maximum(tf.reduce_mean(diagonal_of(factor)), tiny) for factor in (inputs, gradients)]
+    pi, root = tf.sqrt(means[0] / means[1]), tf.sqrt(damping)
+    return root * pi, root / pi
+
+
+def inverse_of(factor: tf.Tensor, damping: tf.Tensor) -> tf.Tensor:
+    """Computes `(factor + damping I)^-1`, `[d, d]`; it has entries that are NaN if that is not positive definite."""
+    damped = factor + damping * tf.eye(factor.shape[0], dtype=factor.dtype)
+    # The inverse by halves loses more digits: no more than three of them here.
+    well = tf.linalg.trace(factor) <= damping * (1e-3 / np.finfo(factor.dtype.as_numpy_dtype).eps)
+    return tf.cond(well, lambda: _by_halves(damped), lambda: _by_cholesky(damped))
+
+
+def _by_cholesky(matrix: tf.Tensor) -> tf.Tensor:
+    inverse = tf.linalg.cholesky_solve(tf.linalg.cholesky(matrix), tf.eye(matrix.shape[0], dtype=matrix.dtype))
     return 0.5 * (inverse + tf.transpose(inverse))
+
+
+def _by_halves(matrix: tf.Tensor) -> tf.Tensor:
+    """By matrix products, in half the time of triangular solves with the identity."""
+    size = matrix.shape[0]
+    if size <= _SMALL:
+        return _by_cholesky(matrix)
+    cut = size // 2
+    first, beside = _by_halves(matrix[:cut, :cut]), matrix[:cut, cut:]
+    image = tf.linalg.matmul(first, beside)
+    # The Schur complement is positive definite where the matrix is.
+    second = _by_halves(matrix[cut:, cut:] - tf.linalg.matmul(beside, image, transpose_a=True))
+    corner = -tf.linalg.matmul(image, second)
+    first -= tf.linalg.matmul(corner, image, transpose_b=True)
+    return tf.concat([tf.concat([first, corner], 1), tf.concat([tf.transpose(corner), second], 1)], 0)
 
 
 __all__ = [
@@ -232,6 +263,9 @@ __all__ = [
     "KroneckerInverse",
     "diagonal_of",
     "eigenvalues_of",
+    "inverse_of",
+    "made_block",
     "preconditioner_for",
+    "split_damping",
     "times_inputs",
 ]

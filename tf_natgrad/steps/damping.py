@@ -25,13 +25,15 @@ class LevenbergMarquardt:
     [0.125, 0.25, 0.5]
 
     Args:
-        initial: the damping at the start, in the scale of the loss.
+        initial: the damping at the start, in the scale of the loss; or, if `relative`, a multiple.
         decay: the factor per step, below 1.
         period: the number of steps between two changes.
         low: the ratio below which the damping grows.
         high: the ratio above which the damping falls.
         minimum: the smallest damping.
         maximum: the largest damping.
+        relative: whether the damping at the start is `initial` times the mean eigenvalue of the Fisher of the first
+            batch, as a preconditioner (`NaturalGradient(fisher="kfac")`) estimates it.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -48,6 +50,7 @@ class LevenbergMarquardt:
     high: float = 0.75
     minimum: float = 1e-8
     maximum: float = 1e4
+    relative: bool = False
 
     def __post_init__(self):
         for name in ("initial", "decay", "minimum", "maximum"):
@@ -55,6 +58,7 @@ class LevenbergMarquardt:
         _checks.check_number("period", self.period, minimum=1, integer=True)
         for name in ("low", "high"):
             _checks.check_number(name, getattr(self, name))
+        _checks.check_flag("relative", self.relative)
         if self.decay >= 1.0:
             raise ValueError(_checks.message("decay", self.decay, "a number below 1"))
         if not self.low < self.high:

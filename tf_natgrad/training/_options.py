@@ -6,7 +6,112 @@ from typing import Any
 
 import keras
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, preconditioners
+from tf_natgrad.preconditioners import Preconditioner
+from tf_natgrad.preconditioners._recipes import Recipe
+from tf_natgrad.solvers import Auto, get
+from tf_natgrad.steps import LevenbergMarquardt, LineSearch
+
+# What an argument is left to the recipe by.
+AUTO = "auto"
+# The Fisher of one batch: its kinds, and what goes with it.
+_KINDS = ("exact", "mc")
+_OF_ONE_BATCH = Recipe(0.7, LevenbergMarquardt(), 0.0, 0.1, LineSearch())
+
+
+def preconditioner_of(fisher: Any) -> Preconditioner | None:
+    """The preconditioner that an argument stands for; `None` for the Fisher of one batch."""
+    if isinstance(fisher, str):
+        _checks.check_choice("fisher", fisher, (*_KINDS, *preconditioners.NAMES))
+        return None if fisher in _KINDS else preconditioners.get(fisher)
+    if not isinstance(fisher, Preconditioner | dict):
+        expected = "'exact', 'mc', or a preconditioner or its name"
+        raise TypeError(_checks.message("fisher", type(fisher).__name__, expected))
+    return preconditioners.get(fisher)
+
+
+def with_recipe(preconditioner: Any, *arguments: Any) -> tuple[dict[str, Any], dict[str, Any], Recipe]:
+    """Fills in what is left to the recipe.
+
+    Args:
+        preconditioner: of the optimizer, or `None` for the Fisher of one batch.
+        *arguments: the first fields of a `Recipe` as the user gave them.
+
+    Returns:
+        The arguments by name, the same filled in, and the recipe.
+    """
+    given = dict(zip(Recipe._fields, arguments, strict=False))
+    recipe = _OF_ONE_BATCH if preconditioner is None else preconditioner.recipe
+    left = {name for name, value in given.items() if isinstance(value, str) and value == AUTO}
+    return given, {name: getattr(recipe, name) if name in left else value for name, value in given.items()}, recipe
+
+
+def left_to_recipe(config: dict[str, Any], given: dict[str, Any], resolved: dict[str, Any]) -> dict[str, str]:
+    """Finds what of a configuration was left to the recipe and is as that gave it.
+
+    Args:
+        config: of the optimizer as it is now.
+        given: the arguments.
+        resolved: those that `with_recipe` returned.
+
+    Returns:
+        `"auto"` for each such name.
+    """
+    found = {}
+    for name, value in given.items():
+        if not isinstance(value, str) or value != AUTO:
+            continue
+        now, then = config[name], resolved[name]
+        is_number = isinstance(now, float) and isinstance(then, float)
+        same = abs(now - then) <= 1e-6 * abs(then) if is_number else not isinstance(now, float)
+        if same:
+            found[name] = AUTO
+    return found
+
+
+def check_preconditioned(
+    preconditioner: Any, damping: float, solver: Any, warm_start: float, micro_batch_size: int | None
+) -> None:
+    """Refuses options that belong to the system of one batch, beside curvature that outlives it."""
+    beside = f"with `fisher={type(preconditioner).__name__}`"
+    given = (
+        ("solver", get(solver), Auto()),
+        ("warm_start", warm_start, 0.0),
+        ("micro_batch_size", micro_batch_size, None),
+    )
+    for name, value, neutral in given:
+        if value != neutral:
+            remedy = "No system is solved for each batch there."
+            raise ValueError(_checks.message(name, f"{value!r} {beside}", repr(neutral), remedy))
+    if damping == 0.0:
+        raise ValueError(_checks.message("damping", f"0 {beside}", "a number above 0"))
+
+
+def check_relative(adaptation: LevenbergMarquardt | None, preconditioner: Any) -> None:
+    """Refuses a damping relative to eigenvalues that nothing estimates."""
+    if adaptation is not None and adaptation.relative and preconditioner is None:
+        remedy = "Give the damping itself as `initial`."
+        raise ValueError(
+            _checks.message("damping", "`relative=True` without a preconditioner", "`relative=False`", remedy)
+        )
+
+
+def check_numbers(
+    damping: float, momentum: float, warm_start: float, max_kl: float | None, micro_batch_size: int | None
+) -> None:
+    """Refuses numbers that are out of their range."""
+    for name, value in (("damping", damping), ("momentum", momentum), ("warm_start", warm_start)):
+        _checks.check_number(name, value, minimum=0.0)
+    if momentum >= 1.0:
+        raise ValueError(_checks.message("momentum", momentum, "a number below 1"))
+    if momentum and not damping:
+        raise ValueError(
+            _checks.message("momentum", momentum, "0 without damping", "Set a `damping` above 0: momentum acts by it.")
+        )
+    if max_kl is not None:
+        _checks.check_number("max_kl", max_kl, minimum=0.0, exclusive=True)
+    if micro_batch_size is not None:
+        _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
 
 
 def check_keras_options(options: dict[str, Any]) -> None:
@@ -75,4 +180,16 @@ def option_of(argument: str, value: Any, kind: type) -> Any:
     return value
 
 
-__all__ = ["check_combinations", "check_keras_options", "check_variables", "option_of"]
+__all__ = [
+    "AUTO",
+    "check_combinations",
+    "check_keras_options",
+    "check_numbers",
+    "check_preconditioned",
+    "check_relative",
+    "check_variables",
+    "left_to_recipe",
+    "option_of",
+    "preconditioner_of",
+    "with_recipe",
+]

@@ -56,15 +56,23 @@ class BatchDirection(NamedTuple):
     Attributes:
         value: the direction `d = (F + R + damping I)^-1 (g + damping shift)`, `[n]`, with `R` the curvature of the
             weight regularisers.
+        parts: the same, one tensor per variable.
         info: the solver's report.
         fisher: the Fisher of the batch.
         model: the quadratic model of the loss along the direction.
+        state: of a preconditioner after the batch, or `None`.
+        damping: with which it was computed, where that is not the optimizer's own, or `None`.
+        shrink: the factor by which a limit of the KL divergence shortened the direction already, or `None`.
     """
 
     value: tf.Tensor
+    parts: list[tf.Tensor]
     info: Any
     fisher: Fisher
     model: QuadraticModel
+    state: Any = None
+    damping: tf.Tensor | None = None
+    shrink: tf.Tensor | None = None
 
 
 def batch_direction(
@@ -118,7 +126,7 @@ def batch_direction(
     if settings.last is not None or settings.fisher == "mc":
         vectors = [d] if settings.last is None else [d, settings.last]
         value, quadratic = best_combination(fisher, curvature, rhs, damping, vectors)
-        return BatchDirection(value, info, fisher, quadratic)
+        return BatchDirection(value, fisher.flat_parameters.unflatten(value), info, fisher, quadratic)
     form = whole = tf.cast(info.quadratic_form, d.dtype)
     if curvature is not None:
         penalised_form = tf.reduce_sum(d * curvature.product(d))
@@ -131,7 +139,7 @@ def batch_direction(
     slope = whole + damping * tf.reduce_sum(tf.square(d)) + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
     if settings.shift is not None:
         slope -= damping * tf.reduce_sum(settings.shift * d)
-    return BatchDirection(d, info, fisher, QuadraticModel(slope, form, whole))
+    return BatchDirection(d, fisher.flat_parameters.unflatten(d), info, fisher, QuadraticModel(slope, form, whole))
 
 
 def _without_shift(rhs: FactoredRhs, operator: CurvatureOperator) -> FactoredRhs:

@@ -12,8 +12,9 @@ from tf_natgrad import _checks, _keras
 from tf_natgrad._conditions import judge
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.solvers import Solver
+from tf_natgrad.training._beside import without_loss_scale
 from tf_natgrad.training.objective import likelihood_of_model
-from tf_natgrad.training.optimizer import NaturalGradient, without_loss_scale
+from tf_natgrad.training.optimizer import NaturalGradient
 from tf_natgrad.training.plan import Data, Plan, plan_step
 from tf_natgrad.training.planning import plan_solver
 from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refusals_of, update
@@ -43,11 +44,29 @@ class NaturalGradientMixin:
     def supports_jit(self) -> bool:
         """Whether `jit_compile="auto"` may compile this model: not with a solver that needs SVD or eigh."""
         natural = natural_gradient_optimizer(self)
-        return self._jit_allowed and (natural is None or natural.solver.supports_jit)
+        return self._jit_allowed and (natural is None or natural.supports_jit)
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
         _keras.attach(self, "_jit_allowed", value)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Stock Keras's; the state of `fisher="kfac"` and the like is made here, so that it can be loaded.
+
+        Args:
+            *args: see `keras.Model.compile`.
+            **kwargs: see `keras.Model.compile`.
+        """
+        super().compile(*args, **kwargs)
+        self._build_preconditioner()
+
+    def _build_preconditioner(self) -> None:
+        natural = natural_gradient_optimizer(self)
+        if natural is None or natural.preconditioner is None or not self.built or not self.trainable_variables:
+            return
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        natural.build_preconditioner(self)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: the natural gradient of the batch, or stock Keras's step with another optimizer.
@@ -112,6 +131,8 @@ class NaturalGradientMixin:
         if natural is None:
             super().make_train_function(force)
             return None
+
+        self._build_preconditioner()
 
         def keras_function() -> Callable:
             own = self.train_function

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _keras, preconditioners
+from tf_natgrad.preconditioners import Preconditioner
 from tf_natgrad.solvers import Solver, get, to_config
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
-from tf_natgrad.training._options import check_combinations, check_keras_options, check_variables, option_of
+from tf_natgrad.training._beside import apply_beside
+from tf_natgrad.training._options import (
+    AUTO,
+    check_combinations,
+    check_keras_options,
+    check_numbers,
+    check_preconditioned,
+    check_relative,
+    check_variables,
+    left_to_recipe,
+    option_of,
+    preconditioner_of,
+    with_recipe,
+)
+
+_NO_STATE = (
+    "The checkpoint has {} variables of the optimizer, which has {} with those of its preconditioner: it was saved "
+    "with another `fisher`. The model's weights are loaded; averages, momentum and counts start anew."
+)
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -37,24 +57,26 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
     True
 
     Args:
-        learning_rate: a number, a `keras.optimizers.schedules.LearningRateSchedule` or a callable. With a damping
-            like the default's, 0.1 to 1.
+        learning_rate: a number, a `keras.optimizers.schedules.LearningRateSchedule` or a callable. Here and in four
+            more arguments `"auto"` stands for what belongs to `fisher`: 0.7 for the Fisher of one batch.
         damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. Or a `LevenbergMarquardt`,
-            which adapts it. A tracked variable in either case: assign to `optimizer.damping` at any time.
+            which adapts it (`"auto"`, for one batch). A tracked variable: assign to `optimizer.damping` at any time.
         solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`.
         fisher: `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its positions) is
             drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
             of outputs and positions: each example is one row, summed over its positions. The direction is scaled to
             the minimum of the damped quadratic model with the exact Fisher, which takes one more product with the
-            Jacobian.
-        momentum: the multiple `mu` of the last direction `d` towards which the damping pulls:
+            Jacobian. Or `"kfac"`, or a preconditioner of `tf_natgrad.preconditioners`: curvature that is averaged over
+            batches; of the object a new one with the same arguments is used, `optimizer.preconditioner`.
+        momentum: for one batch (`"auto"`: 0) the multiple `mu` of the last direction `d` to which the damping pulls:
             `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping. Or `"optimal"`: the
             combination of this direction and the last one at which the damped quadratic model with the exact Fisher is
             minimal, for directions that are inexact (`fisher="mc"`, few iterations of conjugate gradients); it takes
-            two products more with the Jacobian.
+            two products more with the Jacobian. With a preconditioner a number is that of heavy-ball momentum.
         warm_start: the multiple of the last direction from which conjugate gradients start; other solvers ignore it.
         max_kl: the KL divergence, in nats, that a step may be predicted to move the model's predictions; a longer step
             is shortened to it. With a line search the measured divergence is held to it as well. `None` for no limit.
+            With heavy-ball momentum it holds for the new direction alone, before the momentum.
         line_search: a `LineSearch`, which evaluates the loss of the batch after the step, shortens a step that does not
             lower it, and takes back (weights and optimizer state, bit for bit) one that cannot be mended; those are
             counted in `optimizer.rejected_steps`. Weight decay is applied before it and stays. Beside other optimizers
@@ -83,20 +105,24 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: Any = 0.7,
-        damping: float | LevenbergMarquardt | dict = LevenbergMarquardt(),
+        learning_rate: Any = AUTO,
+        damping: float | LevenbergMarquardt | dict | str = AUTO,
         solver: str | Solver | dict = "auto",
-        fisher: str = "exact",
-        momentum: float | str = 0.0,
+        fisher: str | Preconditioner | dict = "exact",
+        momentum: float | str = AUTO,
         warm_start: float = 0.0,
-        max_kl: float | None = 0.1,
-        line_search: LineSearch | dict | None = LineSearch(),
+        max_kl: float | str | None = AUTO,
+        line_search: LineSearch | dict | str | None = AUTO,
         micro_batch_size: int | None = None,
         on_nonfinite: str = "raise",
         name: str = "natural_gradient",
         **kwargs: Any,
     ):
         check_keras_options(kwargs)
+        preconditioner = preconditioner_of(fisher)
+        given = (learning_rate, damping, momentum, max_kl, line_search)
+        given, options, recipe = with_recipe(preconditioner, *given)
+        learning_rate, damping, momentum, max_kl, line_search = options.values()
         adaptation = None
         if not isinstance(damping, numbers.Real) or isinstance(damping, bool):
             adaptation = option_of("damping", damping, LevenbergMarquardt)
@@ -105,21 +131,11 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         if combines:
             _checks.check_choice("momentum", momentum, ("optimal",))
             momentum = 0.0
-        for option, value in (("damping", damping), ("momentum", momentum), ("warm_start", warm_start)):
-            _checks.check_number(option, value, minimum=0.0)
-        if momentum >= 1.0:
-            raise ValueError(_checks.message("momentum", momentum, "a number below 1"))
-        if momentum and not damping:
-            raise ValueError(
-                _checks.message(
-                    "momentum", momentum, "0 without damping", "Set a `damping` above 0: momentum acts by it."
-                )
-            )
-        if max_kl is not None:
-            _checks.check_number("max_kl", max_kl, minimum=0.0, exclusive=True)
-        if micro_batch_size is not None:
-            _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
-        _checks.check_choice("fisher", fisher, ("exact", "mc"))
+        numbers_given = {"damping": damping, "momentum": momentum, "warm_start": warm_start, "max_kl": max_kl}
+        check_numbers(**numbers_given, micro_batch_size=micro_batch_size)
+        check_relative(adaptation, preconditioner)
+        if preconditioner is not None:
+            check_preconditioned(preconditioner, damping, solver, warm_start, micro_batch_size)
         _checks.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         check_combinations(combines, fisher, micro_batch_size, line_search, kwargs)
         # A schedule is callable; a dictionary is one as a saved model has it.
@@ -129,7 +145,10 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.adaptation = adaptation
         self.solver = get(solver)
-        self.fisher = fisher
+        self.preconditioner = preconditioner
+        self.fisher = "exact" if preconditioner is not None else fisher
+        self.scales_directions = recipe.scales or combines
+        self._options = given, options
         self.line_search = option_of("line_search", line_search, LineSearch) if line_search is not None else None
         self.micro_batch_size = micro_batch_size
         self.combines_directions = combines
@@ -158,6 +177,29 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         if not self.built and keeps_last:
             self._last_direction = self.add_optimizer_variables(variables, "last_direction")
         super().build(variables)
+
+    def build_preconditioner(self, model: keras.Model) -> None:
+        """Makes the state of a preconditioner for a built model, of which this optimizer has some variables."""
+        own = {id(v) for v in _keras.optimized_variables(self)}
+        variables = [v for v in model.trainable_variables if id(v) in own]
+        if self.preconditioner is not None and variables:
+            self.preconditioner.build(model, variables, self.add_variable)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the state; says so where a checkpoint has none for the preconditioner.
+
+        Args:
+            store: what Keras read.
+        """
+        if self.preconditioner is not None and len(store.keys()) < len(self.variables):
+            warnings.warn(_NO_STATE.format(len(store.keys()), len(self.variables)), stacklevel=2)
+            return
+        super().load_own_variables(store)
+
+    @property
+    def supports_jit(self) -> bool:
+        """Whether XLA compiles the solver or preconditioner into something usable."""
+        return (self.solver if self.preconditioner is None else self.preconditioner).supports_jit
 
     @property
     def damping(self) -> keras.Variable:
@@ -282,11 +324,14 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * tf.cast(gradient, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments, the solver serialised; the damping as it is now, unless it adapts itself."""
-        return super().get_config() | {
+        """The constructor's arguments, the solver serialised; the damping as it is now, unless it adapts itself.
+
+        What was left to the recipe, and not changed since, is `"auto"` again.
+        """
+        config = super().get_config() | {
             "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
             "solver": to_config(self.solver),
-            "fisher": self.fisher,
+            "fisher": self.fisher if self.preconditioner is None else preconditioners.to_config(self.preconditioner),
             "momentum": "optimal" if self.combines_directions else _number(self._momentum),
             "warm_start": _number(self._warm_start),
             "max_kl": None if self._max_kl is None else float(self._max_kl),
@@ -294,34 +339,11 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             "micro_batch_size": self.micro_batch_size,
             "on_nonfinite": self.on_nonfinite,
         }
-
-
-def without_loss_scale(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Returns the optimizer inside a `LossScaleOptimizer`, or the optimizer itself."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
-def apply_beside(
-    natural: NaturalGradient,
-    through: keras.optimizers.Optimizer,
-    gradients: Sequence[tuple[tf.Tensor, keras.Variable]],
-) -> None:
-    """Lets the optimizers beside `NaturalGradient` in a `MultiOptimizer` take their part of a step.
-
-    Args:
-        natural: the one that is left out.
-        through: the optimizer of the model.
-        gradients: with their variables.
-    """
-    by_variable = {id(v): g for g, v in gradients}
-    for optimizer in getattr(through, "optimizers", ()):
-        mine = [v for v in _keras.optimized_variables(optimizer) if id(v) in by_variable]
-        if optimizer is not natural and mine:
-            optimizer.apply([optimizer.scale_loss(by_variable[id(v)]) for v in mine], mine)
+        return config | left_to_recipe(config, *self._options)
 
 
 def _number(variable: keras.Variable | None) -> float:
     return 0.0 if variable is None else float(variable)
 
 
-__all__ = ["NaturalGradient", "apply_beside", "without_loss_scale"]
+__all__ = ["NaturalGradient"]

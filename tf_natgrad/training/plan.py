@@ -18,6 +18,7 @@ from tf_natgrad.solvers import Solver
 from tf_natgrad.steps import kl_radius, restore
 from tf_natgrad.training.direction import BatchDirection, DirectionSettings, batch_direction, penalty_gradient
 from tf_natgrad.training.optimizer import NaturalGradient
+from tf_natgrad.training.preconditioned import PreconditionedSettings, preconditioned_direction
 
 
 class Data(NamedTuple):
@@ -74,6 +75,17 @@ class Plan:
         return list(self.direction.fisher.flat_parameters.variables)
 
     @property
+    def step_shrink(self) -> tf.Tensor:
+        """The factor by which `max_kl` shortened what the quadratic model of the direction is about."""
+        return self.shrink if self.direction.shrink is None else tf.ones_like(self.shrink)
+
+    @property
+    def measured_limit(self) -> tf.Tensor | None:
+        """The KL divergence that a line search allows, in nats; a limit before the momentum is none after it."""
+        unlimited = self.natural.max_kl is None or self.direction.shrink is not None
+        return None if unlimited else self.natural.max_kl.value
+
+    @property
     def searches(self) -> bool:
         """Whether a line search judges the step."""
         return self.natural.line_search is not None
@@ -106,11 +118,16 @@ def plan_step(
     statistics = [v for v in model.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
     before = [tf.identity(tf.convert_to_tensor(v.value)) for v in statistics]
     damping = tf.identity(tf.convert_to_tensor(natural.damping.value))
+    rate = tf.convert_to_tensor(natural.learning_rate)
     in_parts = natural.micro_batch_size is not None
     try:
         conditions: list[Condition] = []
-        settings = _settings(natural, solver, variables, damping)
-        direction = batch_direction(model, likelihood, data, settings, conditions)
+        if natural.preconditioner is None:
+            settings = _settings(natural, solver, variables, damping)
+            direction = batch_direction(model, likelihood, data, settings, conditions)
+        else:
+            preconditioned = _preconditioned(natural, variables, damping, rate)
+            direction = preconditioned_direction(model, likelihood, data, preconditioned, conditions)
         outputs = _look(model, likelihood, data, conditions) if in_parts else direction.fisher.outputs
     except BaseException:
         if tf.executing_eagerly():
@@ -118,13 +135,15 @@ def plan_step(
         raise
     usable = _conditions.all_hold(c for c in conditions if not c.finite)
     loss = _loss(model, data, outputs, not in_parts, usable)
-    rate = tf.convert_to_tensor(natural.learning_rate)
     form = tf.cast(direction.model.fisher_form, rate.dtype)
-    shrink = tf.ones([], rate.dtype)
-    if natural.max_kl is not None:
-        shrink = tf.minimum(shrink, tf.math.divide_no_nan(kl_radius(form, natural.max_kl.value), rate))
-    flat = direction.fisher.flat_parameters
-    parts = [d * tf.cast(shrink, d.dtype) for d in flat.unflatten(direction.value)]
+    parts = direction.parts
+    if direction.shrink is not None:
+        shrink = tf.cast(direction.shrink, rate.dtype)
+    else:
+        shrink = tf.ones([], rate.dtype)
+        if natural.max_kl is not None:
+            shrink = tf.minimum(shrink, tf.math.divide_no_nan(kl_radius(form, natural.max_kl.value), rate))
+        parts = [d * tf.cast(shrink, d.dtype) for d in parts]
     plan = Plan(
         model=model,
         natural=natural,
@@ -132,7 +151,7 @@ def plan_step(
         data=data,
         direction=direction,
         outputs=outputs,
-        damping=damping,
+        damping=damping if direction.damping is None else tf.cast(direction.damping, damping.dtype),
         loss=loss,
         start=loss,
         # Clipped here already: what a search shortens would be clipped to the same length again and again.
@@ -149,13 +168,41 @@ def plan_step(
     return plan
 
 
+def _last_direction(natural: NaturalGradient, variables: list[keras.Variable]) -> list[tf.Tensor] | None:
+    """One tensor per variable, or `None` where it is not kept."""
+    if not natural.last_direction:
+        return None
+    return [tf.convert_to_tensor(_keras.slot_of(natural, natural.last_direction, v).value) for v in variables]
+
+
+def _seed(natural: NaturalGradient) -> tf.Tensor:
+    """The number of the step, those that came to nothing counted too, so that none draws the labels of another."""
+    return tf.cast(natural.iterations.value, tf.int32) + natural.rejected_steps.value + natural.skipped_steps.value
+
+
+def _preconditioned(
+    natural: NaturalGradient, variables: list[keras.Variable], damping: tf.Tensor, rate: tf.Tensor
+) -> PreconditionedSettings:
+    return PreconditionedSettings(
+        preconditioner=natural.preconditioner,
+        damping=tf.cast(damping, variables[0].dtype),
+        relative=natural.adaptation.initial if natural.adaptation and natural.adaptation.relative else None,
+        variables=variables,
+        seed=_seed(natural),
+        scales=natural.scales_directions,
+        last=_last_direction(natural, variables),
+        momentum=None if natural.momentum is None else natural.momentum.value,
+        rate=rate,
+        max_kl=None if natural.max_kl is None else natural.max_kl.value,
+        needs_model=natural.line_search is not None or natural.adaptation is not None,
+    )
+
+
 def _settings(
     natural: NaturalGradient, solver: Solver, variables: list[keras.Variable], damping: tf.Tensor
 ) -> DirectionSettings:
-    last = None
-    if natural.last_direction:
-        slots = [_keras.slot_of(natural, natural.last_direction, v).value for v in variables]
-        last = FlatParameters(variables).flatten(slots)
+    slots = _last_direction(natural, variables)
+    last = None if slots is None else FlatParameters(variables).flatten(slots)
 
     def times(factor: keras.Variable | None) -> tf.Tensor | None:
         return None if factor is None else tf.cast(factor.value, last.dtype) * last
@@ -166,8 +213,7 @@ def _settings(
         training=natural.micro_batch_size is None,
         variables=variables,
         fisher=natural.fisher,
-        # Of steps that came to nothing too, so that none draws the labels of another.
-        seed=tf.cast(natural.iterations.value, tf.int32) + natural.rejected_steps.value + natural.skipped_steps.value,
+        seed=_seed(natural),
         micro_batch_size=natural.micro_batch_size,
         shift=times(natural.momentum),
         x0=times(natural.warm_start),

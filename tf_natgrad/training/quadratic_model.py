@@ -64,13 +64,7 @@ def best_combination(
         sections 6.4 and 7.
     """
     rows = [fisher.exact_factor_product(v) for v in vectors]
-
-    def slope_of(v: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        # A right-hand side that is factored belongs to the exact Fisher.
-        slope = tf.zeros([], v.dtype) if rhs.rest is None else tf.reduce_sum(rhs.rest * v)
-        return slope if rhs.u is None else slope + tf.reduce_sum(image * rhs.u)
-
-    slopes = [slope_of(v, image) for v, image in zip(vectors, rows, strict=True)]
+    slopes = [_slope(rhs, v, image) for v, image in zip(vectors, rows, strict=True)]
     # The model that the direction minimises is drawn to the shift too.
     pulls = slopes
     if rhs.shift is not None:
@@ -105,4 +99,30 @@ def best_combination(
     return value, QuadraticModel(slope, form, whole)
 
 
-__all__ = ["QuadraticModel", "best_combination"]
+def model_along(
+    fisher: Fisher, curvature: CurvatureOperator | None, rhs: FactoredRhs, vector: tf.Tensor
+) -> QuadraticModel:
+    """Computes the quadratic model of the loss with the exact Fisher along a vector.
+
+    Args:
+        fisher: of the batch.
+        curvature: `R`, or `None` where it is zero.
+        rhs: the gradient.
+        vector: `[n]`.
+
+    Returns:
+        A `QuadraticModel`.
+    """
+    image = fisher.exact_factor_product(vector)
+    form = tf.reduce_sum(tf.square(image))
+    whole = form if curvature is None else form + tf.reduce_sum(vector * curvature.product(vector))
+    return QuadraticModel(_slope(rhs, vector, image), form, whole)
+
+
+def _slope(rhs: FactoredRhs, vector: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    """`g^T v`; a right-hand side that is factored belongs to the exact Fisher."""
+    slope = tf.zeros([], vector.dtype) if rhs.rest is None else tf.reduce_sum(rhs.rest * vector)
+    return slope if rhs.u is None else slope + tf.reduce_sum(image * rhs.u)
+
+
+__all__ = ["QuadraticModel", "best_combination", "model_along"]

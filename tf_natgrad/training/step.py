@@ -15,7 +15,7 @@ from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._conditions import Condition
 from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.steps import StepReport, Trial, accept
-from tf_natgrad.training.optimizer import apply_beside, without_loss_scale
+from tf_natgrad.training._beside import apply_beside, without_loss_scale
 from tf_natgrad.training.plan import Data, Plan, trial_loss
 
 NOT_FINITE = (
@@ -38,11 +38,6 @@ class Verdict(NamedTuple):
     sound: tf.Tensor
     accepted: tf.Tensor
     report: StepReport | None
-
-    @property
-    def scale(self) -> tf.Tensor:
-        """The multiple of the planned step to be taken."""
-        return tf.cast(self.accepted, tf.float32) if self.report is None else self.report.scale
 
 
 class Beside:
@@ -92,13 +87,12 @@ def judge_step(plan: Plan) -> Verdict:
     def judged() -> StepReport:
         def evaluate(scale: tf.Tensor) -> Trial:
             loss, outputs = trial_loss(plan, scale)
-            whole = tf.cast(plan.rate * plan.shrink, scale.dtype)
+            whole = tf.cast(plan.rate * plan.step_shrink, scale.dtype)
             return Trial(loss, _kl(plan, outputs), plan.direction.model.predicted_decrease(scale * whole))
 
         if not plan.searches:
             return accept(evaluate, start)
-        limit = None if plan.natural.max_kl is None else plan.natural.max_kl.value
-        return plan.natural.line_search.search(evaluate, start, max_kl=limit)
+        return plan.natural.line_search.search(evaluate, start, max_kl=plan.measured_limit)
 
     def left_out() -> StepReport:
         zero = tf.zeros([], start.dtype)
@@ -129,6 +123,10 @@ def update(plan: Plan, verdict: Verdict) -> None:
     if natural.last_direction:
         slots = [_keras.slot_of(natural, natural.last_direction, v) for v in plan.variables]
     set_here = {id(v) for v in (*slots, natural.damping, natural.rejected_steps, natural.skipped_steps)}
+    if natural.preconditioner is not None:
+        # What was seen of the curvature stays where the search rejects the step.
+        natural.preconditioner.keep(plan.direction.state, verdict.sound)
+        set_here |= {id(v) for v in natural.preconditioner.variables}
     state = [v for v in natural.variables if id(v) not in set_here]
     before = [tf.identity(tf.convert_to_tensor(v.value)) for v in state]
     kept = [tf.identity(tf.convert_to_tensor(v.value)) for v in plan.variables]
@@ -138,8 +136,10 @@ def update(plan: Plan, verdict: Verdict) -> None:
             decayed = tf.where(verdict.sound, natural.decayed(variable), kept[k])
             variable.assign(decayed)
             kept[k] = decayed
-    scale = verdict.scale
-    steps = [tf.where(verdict.accepted, s * tf.cast(scale, s.dtype), tf.zeros_like(s)) for s in plan.steps]
+    scaled = plan.steps
+    if verdict.report is not None:
+        scaled = [s * tf.cast(verdict.report.scale, s.dtype) for s in plan.steps]
+    steps = _conditions.chosen(verdict.accepted, scaled, [tf.zeros_like(s) for s in plan.steps])
     # Not even a step is counted of a batch that could not be read.
     with tf.control_dependencies([verdict.accepted]):
         natural.apply_direction(steps, plan.variables, decayed=plan.decays_first)
@@ -153,15 +153,14 @@ def _note(plan: Plan, verdict: Verdict, slots: list[keras.Variable], number: tf.
     natural, report = plan.natural, verdict.report
     # Momentum restarts after a step that failed: damping that grows would turn the next one into the last.
     held = verdict.accepted if report is None else verdict.accepted & tf.equal(report.backtracks, 0)
-    directions = plan.direction.fisher.flat_parameters.unflatten(plan.direction.value)
-    for slot, direction in zip(slots, directions if slots else [], strict=True):
-        new = tf.where(held, tf.cast(direction, slot.dtype), tf.zeros_like(slot.value))
-        slot.assign(tf.where(verdict.sound, new, slot.value))
+    zeros = [tf.zeros(slot.shape, slot.dtype) for slot in slots]
+    directions = [tf.cast(d, slot.dtype) for slot, d in zip(slots, plan.direction.parts if slots else [], strict=True)]
+    put_back(slots, _conditions.chosen(held, directions, zeros), verdict.sound)
     rejected = verdict.sound & ~verdict.accepted
     natural.rejected_steps.assign_add(tf.cast(rejected, natural.rejected_steps.dtype))
     natural.skipped_steps.assign_add(tf.cast(~verdict.sound, natural.skipped_steps.dtype))
     if natural.adaptation is not None:
-        adapted = natural.adaptation.after(natural.damping.value, number, report)
+        adapted = natural.adaptation.after(plan.damping, number, report)
         natural.damping.assign(tf.where(verdict.sound, adapted, natural.damping.value))
 
 
@@ -173,8 +172,9 @@ def put_back(variables: list[keras.Variable], values: list[tf.Tensor], where: tf
         values: one tensor each.
         where: a scalar boolean.
     """
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(tf.where(where, value, tf.convert_to_tensor(variable.value)))
+    current = [tf.convert_to_tensor(v.value) for v in variables]
+    for variable, value in zip(variables, _conditions.chosen(where, values, current), strict=True):
+        variable.assign(value)
 
 
 def logs_of(plan: Plan, verdict: Verdict) -> dict[str, tf.Tensor]:

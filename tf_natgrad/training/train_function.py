@@ -60,7 +60,9 @@ class TrainFunction:
         # XLA drops assertions; there the count of steps left out tells.
         self._counts = model.jit_compile and natural.on_nonfinite == "raise"
         # A batch in parts goes with conjugate gradients alone.
-        self._chooses = needs_plan(natural.solver) and natural.micro_batch_size is None
+        self._chooses = (
+            natural.preconditioner is None and needs_plan(natural.solver) and natural.micro_batch_size is None
+        )
         self._looks = self._chooses and plan is not None
 
     def __call__(self, iterator: Any) -> dict[str, Any]:

@@ -1,0 +1,328 @@
+"""Curvature that outlives a batch: its state in Keras variables, the phases of its update, and its product."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad import _checks, _conditions
+from tf_natgrad._conditions import Condition
+from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
+from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks, kronecker_sums
+from tf_natgrad.layers.self_check import CAUSE
+from tf_natgrad.operators import Fisher, Penalty
+from tf_natgrad.operators.damped import as_damping, damping_conditions
+from tf_natgrad.parameters import FlatParameters
+from tf_natgrad.preconditioners._blocks import BlockState, DiagonalState, Gradient
+from tf_natgrad.preconditioners._gradients import calls_agree, gradients_of
+from tf_natgrad.preconditioners._labels import columns_of, refuse_mixing
+from tf_natgrad.preconditioners._recipes import Recipe
+from tf_natgrad.preconditioners._records import Preconditioned, PreconditionerInfo, State
+from tf_natgrad.preconditioners._state import Storage
+
+# The first steps at which inverses are made anew, before their period.
+_EARLY = (1, 4, 16)
+_DISAGREES = _checks.message(
+    "fisher",
+    "a Kronecker-factored preconditioner, for a model in which the inputs of the layers and the gradients at their "
+    f"outputs do not give the gradient of the weights: {CAUSE}",
+    "a model whose weights act through the calls of their layers alone",
+    "Use `fisher='exact'` with `solver='cg'`, or a first-order optimizer.",
+)
+
+
+class Preconditioner(abc.ABC):
+    """An approximation of the inverse Fisher with running averages, for `NaturalGradient(fisher=...)`.
+
+    Args:
+        options: the arguments of the constructor, for `get_config`.
+    """
+
+    # Whether XLA compiles it into something usable.
+    supports_jit = True
+
+    def __init__(self, options: dict[str, Any]):
+        self._options = options
+        self.ema: float = options["ema"]
+        self.approximation: str = options["approximation"]
+        self.fisher: str = options["fisher"]
+        self.mc_samples: int = options["mc_samples"]
+        self._layout: Layout | None = None
+        self._storage = Storage(type(self).__name__.lower())
+
+    @property
+    @abc.abstractmethod
+    def recipe(self) -> Recipe:
+        """What `NaturalGradient` does where its arguments are left to the recipe."""
+
+    @property
+    @abc.abstractmethod
+    def periods(self) -> tuple[int, int]:
+        """The numbers of steps between two updates of the averages, and of the inverses."""
+
+    @abc.abstractmethod
+    def _state_of(self, block: Block) -> BlockState:
+        """How the state of a block that is a matrix is kept."""
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return dict(self._options)
+
+    @property
+    def built(self) -> bool:
+        """Whether the state exists."""
+        return self._layout is not None
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The state: counts of steps and updates, averages, inverses."""
+        return self._storage.variables
+
+    def build(
+        self,
+        model: ModelLike,
+        variables: Sequence[keras.Variable] | None = None,
+        add_variable: Callable[..., keras.Variable] | None = None,
+    ) -> None:
+        """Makes the state for a model; called again after layers were frozen or unfrozen, that of new layers.
+
+        `NaturalGradient` does this by itself, when its model is compiled or first trained.
+
+        Args:
+            model: a built Keras model.
+            variables: the trainable variables to be preconditioned; by default all of the model's.
+            add_variable: makes a Keras variable of `shape`, `initializer`, `dtype` and `name`.
+
+        Raises:
+            ValueError: if a variable belongs to no layer of its own.
+        """
+        _checks.check_model("model", model)
+        flat = FlatParameters(model.trainable_variables if variables is None else variables)
+        layout = Layout.of(model, flat)
+        self._storage.use(layout.blocks, self._any_state_of, flat.dtype, add_variable)
+        self._layout = layout
+
+    def _any_state_of(self, block: Block) -> BlockState:
+        return DiagonalState(block) if block.matrix is None else self._state_of(block)
+
+    def values(self) -> State:
+        """Returns the state as it is in the variables."""
+        if not self.built:
+            raise ValueError(
+                _checks.message(
+                    type(self).__name__,
+                    "one without state",
+                    "one that was built",
+                    "Call `build(model)`; for `fit`, compile a model that is built.",
+                )
+            )
+        return self._storage.values()
+
+    def keep(self, state: State, where: tf.Tensor | bool = True) -> None:
+        """Puts a state into the variables.
+
+        Args:
+            state: what `advance` or `precondition` returned.
+            where: a scalar boolean: if false, the variables stay as they are.
+        """
+        self._storage.keep(state, where)
+
+    @plain_python
+    def update(
+        self,
+        model: ModelLike,
+        loss: LossLike,
+        data: Any,
+        damping: TensorLike,
+        *,
+        seed: int | tf.Tensor | None = None,
+        training: bool = True,
+    ) -> PreconditionerInfo:
+        """Lets a batch enter the running averages, if an update is due, for a training loop of one's own.
+
+        Args:
+            model: the model of `build`.
+            loss: see `likelihood_of`.
+            data: `(x, y)` or `(x, y, sample_weight)`.
+            damping: a number > 0 or a scalar tensor, in the scale of the loss.
+            seed: of the labels of `fisher="mc"`; by default the number of the step.
+            training: the mode in which the model is called.
+
+        Returns:
+            A `PreconditionerInfo`.
+
+        Raises:
+            ValueError: if the batch does not fit, or `build` was not called.
+        """
+        _conditions.judge(damping_conditions(damping, positive=True))
+        values = self.values()
+        fisher = Fisher(model, loss, data, training=training, variables=self._layout.flat.variables, record_calls=True)
+        state, _, info, conditions = self.advance(
+            values, fisher, as_damping(damping, fisher.dtype), values.step if seed is None else seed
+        )
+        _conditions.judge(conditions)
+        self.keep(state)
+        return info
+
+    @plain_python
+    def solve(self, gradient: TensorLike, damping: TensorLike) -> tf.Tensor:
+        """Computes the preconditioned gradient, for a training loop of one's own.
+
+        Args:
+            gradient: `[n]`, see `FlatParameters.flatten`.
+            damping: of layers whose inverse is not kept with its damping; those of `damping_split="pi"` have that of
+                the last inversion.
+
+        Returns:
+            `[n]`.
+
+        Raises:
+            ValueError: if `build` was not called, or a shape does not fit.
+        """
+        values = self.values()
+        _conditions.judge(damping_conditions(damping, positive=True))
+        gradient = _checks.as_tensor("gradient", gradient, self._layout.flat.dtype)
+        parts = [Gradient(part) for part in self._layout.split(gradient)]
+        return self._layout.flat.flatten(self._solved(values, parts, as_damping(damping, gradient.dtype))[0])
+
+    def precondition(
+        self,
+        fisher: Fisher,
+        y: TensorLike,
+        damping: tf.Tensor,
+        seed: int | tf.Tensor,
+        relative: float | None = None,
+    ) -> Preconditioned:
+        """Computes the direction of a batch, as graph code, without assigning to a variable.
+
+        Args:
+            fisher: of the batch, with its calls recorded.
+            y: the labels.
+            damping: a scalar.
+            seed: of the labels of `fisher="mc"`.
+            relative: at the first step the damping is this multiple of the mean eigenvalue; `None`: it is `damping`.
+
+        Returns:
+            A `Preconditioned`.
+        """
+        state, damping, info, conditions = self.advance(self.values(), fisher, damping, seed, relative)
+        direction, slope = self._solved(state, gradients_of(fisher, self._layout, y), damping)
+        return Preconditioned(direction, slope, damping, state, info, conditions)
+
+    def advance(
+        self,
+        values: State,
+        fisher: Fisher,
+        damping: tf.Tensor,
+        seed: int | tf.Tensor,
+        relative: float | None = None,
+    ) -> tuple[State, tf.Tensor, PreconditionerInfo, list[Condition]]:
+        """Computes the state after a batch, as graph code, without assigning to a variable.
+
+        Args:
+            values: the state before.
+            fisher: of the batch, with its calls recorded.
+            damping: a scalar.
+            seed: of the labels of `fisher="mc"`.
+            relative: see `precondition`.
+
+        Returns:
+            The state, the damping, the report, and conditions on the batch.
+        """
+        batch = fisher.batch
+        calls_of_blocks(self._layout.blocks, batch.record, batch.linearization)
+        update_due, invert_due = self._due(values.step)
+        refuse_mixing(fisher, self.fisher)
+        old = [t for block in values.averages for t in block]
+
+        def updated() -> tuple[list[tf.Tensor], tf.Tensor]:
+            new = self._averages_of(fisher, columns_of(fisher, self.fisher, self.mc_samples, seed))
+            # What is not finite would never leave an average.
+            finite = _conditions.is_finite(*new)
+            share = 1.0 - tf.minimum(1.0 - 1.0 / tf.cast(values.updates + 1, fisher.dtype), self.ema)
+            mixed = [o + share * (n - o) for o, n in zip(old, new, strict=True)]
+            return _conditions.chosen(finite, mixed, old), values.updates + tf.cast(finite, values.updates.dtype)
+
+        flat, updates = tf.cond(update_due, updated, lambda: (old, values.updates))
+        averages = tf.nest.pack_sequence_as(values.averages, flat)
+        if relative is not None:
+            damping = tf.where(tf.equal(values.step, 0), relative * self._mean_eigenvalue(averages), damping)
+        last = [t for block in values.inverses for t in block]
+
+        def inverted() -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+            found, raised = [], [tf.constant(0)]
+            for state, a, before, share in zip(
+                self._storage.states, averages, values.inverses, self._shares(), strict=True
+            ):
+                parts, tries = state.inverted(a, damping + share, before)
+                found += _conditions.chosen(_conditions.is_finite(*parts), parts, before)
+                raised.append(tries)
+            # Looked at here as it is rare: it costs more than a gradient.
+            return found, tf.reduce_max(tf.stack(raised)), calls_agree(fisher, self._layout)
+
+        flat, raised, agrees = tf.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
+        inverses = tf.nest.pack_sequence_as(values.inverses, flat)
+        info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
+        return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]
+
+    def describe(self) -> str:
+        """Returns the form in which each layer's inverse is kept, in words."""
+        pairs = zip(self._layout.blocks, self._storage.states, strict=True)
+        return ", ".join(f"{block.variables[0].path}: {state.describe()}" for block, state in pairs)
+
+    def _mean_eigenvalue(self, averages: list[list[tf.Tensor]]) -> tf.Tensor:
+        traces = [state.trace(a) for state, a in zip(self._storage.states, averages, strict=True)]
+        return tf.add_n(traces) / self._layout.flat.size
+
+    def _due(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Whether averages and inverses are to be updated: sooner at the start, where the weights move fast."""
+        update, invert = self.periods
+        early = [step_of for step_of in _EARLY if step_of < invert]
+        invert_due = tf.equal(step % invert, 0) | tf.reduce_any(tf.equal(step, early))
+        update_due = tf.equal(step % update, 0)
+        return update_due | invert_due, invert_due
+
+    def _averages_of(self, fisher: Fisher, columns: tf.Tensor) -> list[tf.Tensor]:
+        """What a batch contributes to the averages."""
+        blocks, batch = self._layout.blocks, fisher.batch
+        parts = iter(
+            kronecker_sums(
+                blocks, batch.record, batch.linearization, columns, batch.weights, self.approximation, _enough
+            )
+        )
+        return [t for state in self._storage.states for t in state.of_sums(parts)]
+
+    def _shares(self) -> list[float]:
+        """What weight regularisers add to the damping of each block."""
+        flat = self._layout.flat
+        constants = Penalty(flat).diagonal_by_variable() or [0.0] * len(flat.variables)
+        by_variable = dict(zip(map(id, flat.variables), constants, strict=True))
+        return [max(by_variable[id(v)] for v in block.variables) for block in self._layout.blocks]
+
+    def _solved(
+        self, values: State, gradients: list[Gradient], damping: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        parts, slopes = [], []
+        given = zip(self._storage.states, gradients, values.averages, values.inverses, self._shares(), strict=True)
+        for state, gradient, averages, inverses, share in given:
+            d, slope = state.solve(gradient, averages, inverses, damping + share)
+            parts.append(d)
+            slopes.append(slope)
+        return self._layout.pieces(parts), tf.add_n(slopes)
+
+
+def _enough(size: int) -> int:
+    """The rows of one batch that are enough for the average of a factor of this size."""
+    return max(4 * size, 4096)
+
+
+def _enough(size: int) -> int:
+    """The rows of one batch that are enough for the average of a factor of this size."""
+    return max(4 * size, 4096)
+
+
+__all__ = ["Preconditioner"]

@@ -1,0 +1,227 @@
+"""The state of one block of a preconditioner: running averages of its factors, and what inverts them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tf_natgrad.layers.kronecker import Block
+from tf_natgrad.operators._kronecker import diagonal_of, made_block, split_damping
+from tf_natgrad.preconditioners._inverses import Dense, Diagonal, Inverse, LowRank, Part
+
+
+class Gradient(NamedTuple):
+    """The gradient of one block: a matrix (of a diagonal block, a vector), or rows whose product it is.
+
+    Attributes:
+        matrix: `[d_in, d_out]` or `[n]`, or `None`.
+        inputs: `h`, `[M, d_in]`, or `None`.
+        outputs: `e`, `[M, d_out]`: the gradient is `h^T e`.
+    """
+
+    matrix: tf.Tensor | None
+    inputs: tf.Tensor | None = None
+    outputs: tf.Tensor | None = None
+
+    def as_matrix(self) -> tf.Tensor:
+        """Returns the gradient itself."""
+        return self.matrix if self.inputs is None else tf.linalg.matmul(self.inputs, self.outputs, transpose_a=True)
+
+
+class BlockState(abc.ABC):
+    """How the state of a block is updated and used.
+
+    Args:
+        block: the shape of the block.
+    """
+
+    def __init__(self, block: Block):
+        self.block = block
+
+    @abc.abstractmethod
+    def averages(self) -> list[Part]:
+        """Returns the tensors that are running averages."""
+
+    @abc.abstractmethod
+    def inverses(self) -> list[Part]:
+        """Returns the tensors that are made of them every now and then."""
+
+    @abc.abstractmethod
+    def of_sums(self, sums: Iterator[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the value of a batch that enters each average, of its sums (see `kronecker_sums`)."""
+
+    @abc.abstractmethod
+    def trace(self, averages: list[tf.Tensor]) -> tf.Tensor:
+        """Computes the trace of the block, a scalar."""
+
+    @abc.abstractmethod
+    def inverted(
+        self, averages: list[tf.Tensor], damping: tf.Tensor, last: list[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Computes the inverses of averages with this damping, and how often it had to be raised tenfold."""
+
+    @abc.abstractmethod
+    def solve(
+        self, gradient: Gradient, averages: list[tf.Tensor], inverses: list[tf.Tensor], damping: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Computes `d`, the preconditioned gradient `g`, and the scalar `g^T d`."""
+
+    def describe(self) -> str:
+        """Returns the form of the inverse, in words."""
+        return "diagonal"
+
+
+class DiagonalState(BlockState):
+    """A block of which the diagonal alone is kept."""
+
+    def averages(self) -> list[Part]:
+        return [Part("diagonal", (self.block.sizes[0],))]
+
+    def inverses(self) -> list[Part]:
+        return []
+
+    def of_sums(self, sums: Iterator[tf.Tensor]) -> list[tf.Tensor]:
+        return [made_block(self.block, sums).diagonal]
+
+    def trace(self, averages: list[tf.Tensor]) -> tf.Tensor:
+        return tf.reduce_sum(averages[0])
+
+    def inverted(
+        self, averages: list[tf.Tensor], damping: tf.Tensor, last: list[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        return [], tf.constant(0)
+
+    def solve(
+        self, gradient: Gradient, averages: list[tf.Tensor], inverses: list[tf.Tensor], damping: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        d = gradient.matrix / (averages[0] + damping)
+        return d, tf.reduce_sum(d * gradient.matrix)
+
+
+class ProductState(BlockState):
+    """A block that is a Kronecker product."""
+
+    def averages(self) -> list[Part]:
+        rows, columns = self.block.matrix.rows, self.block.matrix.columns
+        return [
+            Part("inputs", (rows,) if self.block.matrix.is_table else (rows, rows)),
+            Part("gradients", (columns, columns)),
+        ]
+
+    def of_sums(self, sums: Iterator[tf.Tensor]) -> list[tf.Tensor]:
+        made = made_block(self.block, sums)
+        return [made.inputs, made.gradients]
+
+    def trace(self, averages: list[tf.Tensor]) -> tf.Tensor:
+        return tf.reduce_sum(diagonal_of(averages[0])) * tf.linalg.trace(averages[1])
+
+
+class SplitState(ProductState):
+    """`(A + pi sqrt(damping) I)^-1 (x) (G + sqrt(damping) / pi I)^-1`.
+
+    Args:
+        block: the shape of the block.
+        rank: of the inverse of factors that are larger than `largest`.
+        largest: see `rank`.
+    """
+
+    def __init__(self, block: Block, rank: int, largest: int):
+        super().__init__(block)
+
+        def side(size: int, is_table: bool) -> Inverse:
+            if is_table:
+                return Diagonal(size)
+            return LowRank(size, rank) if size > largest and size > 2 * rank else Dense(size)
+
+        self._left = side(block.matrix.rows, block.matrix.is_table)
+        self._right = side(block.matrix.columns, False)
+
+    def inverses(self) -> list[Part]:
+        left = [part._replace(name=f"inputs_{part.name}") for part in self._left.parts()]
+        return left + [part._replace(name=f"gradients_{part.name}") for part in self._right.parts()]
+
+    def inverted(
+        self, averages: list[tf.Tensor], damping: tf.Tensor, last: list[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        of_inputs, of_gradients = split_damping(*averages, damping)
+        cut = len(self._left.parts())
+        left, raised = self._left.of(averages[0], of_inputs, last[:cut])
+        right, more = self._right.of(averages[1], of_gradients, last[cut:])
+        return left + right, tf.maximum(raised, more)
+
+    def solve(
+        self, gradient: Gradient, averages: list[tf.Tensor], inverses: list[tf.Tensor], damping: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        cut = len(self._left.parts())
+        left, right = inverses[:cut], inverses[cut:]
+        h, e = gradient.inputs, gradient.outputs
+
+        def by_rows() -> tuple[tf.Tensor, tf.Tensor]:
+            a, b = self._left.times(h, left), self._right.times(e, right)
+            slope = tf.reduce_sum(tf.linalg.matmul(a, h, transpose_b=True) * tf.linalg.matmul(b, e, transpose_b=True))
+            return tf.linalg.matmul(a, b, transpose_a=True), slope
+
+        def by_matrix() -> tuple[tf.Tensor, tf.Tensor]:
+            v = gradient.as_matrix()
+            d = tf.transpose(self._left.times(tf.transpose(self._right.times(v, right)), left))
+            return d, tf.reduce_sum(v * d)
+
+        if h is None:
+            return by_matrix()
+        # Both forms are exact; what they cost depends on the number of rows.
+        rows, columns = self.block.matrix.rows, self.block.matrix.columns
+        most = (columns * self._left.cost + rows * self._right.cost) // (self._left.cost + self._right.cost)
+        if h.shape[0] is not None:
+            return by_rows() if h.shape[0] <= most else by_matrix()
+        return tf.cond(tf.shape(h)[0] <= most, by_rows, by_matrix)
+
+    def describe(self) -> str:
+        return f"{self._left.form} x {self._right.form}"
+
+
+class EigenState(ProductState):
+    """`U_A ((U_A^T V U_G) / (s + damping)) U_G^T`: K-FAC with exact damping, or EKFAC where `s` is estimated.
+
+    Args:
+        block: the shape of the block.
+    """
+
+    def inverses(self) -> list[Part]:
+        rows, columns = self.block.matrix.rows, self.block.matrix.columns
+        bases = [] if self.block.matrix.is_table else [Part("inputs_eigenvectors", (rows, rows))]
+        return [*bases, Part("gradients_eigenvectors", (columns, columns)), Part("eigenvalues", (rows, columns))]
+
+    def inverted(
+        self, averages: list[tf.Tensor], damping: tf.Tensor, last: list[tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        values, right = tf.linalg.eigh(averages[1])
+        if self.block.matrix.is_table:
+            bases, of_inputs = [right], averages[0]
+        else:
+            of_inputs, left = tf.linalg.eigh(averages[0])
+            bases = [left, right]
+        # Rounding may give a small negative eigenvalue.
+        return [*bases, tf.nn.relu(of_inputs)[:, None] * tf.nn.relu(values)], tf.constant(0)
+
+    def solve(
+        self, gradient: Gradient, averages: list[tf.Tensor], inverses: list[tf.Tensor], damping: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        v = gradient.as_matrix()
+        rotated = self.rotated(v, inverses) / (inverses[-1] + damping)
+        d = tf.linalg.matmul(rotated, inverses[-2], transpose_b=True)
+        d = d if self.block.matrix.is_table else tf.linalg.matmul(inverses[0], d)
+        return d, tf.reduce_sum(v * d)
+
+    def rotated(self, v: tf.Tensor, inverses: list[tf.Tensor]) -> tf.Tensor:
+        """Computes `U_A^T V U_G`."""
+        v = tf.linalg.matmul(v, inverses[-2])
+        return v if self.block.matrix.is_table else tf.linalg.matmul(inverses[0], v, transpose_a=True)
+
+    def describe(self) -> str:
+        return "eigenvectors"
+
+
+__all__ = ["BlockState", "DiagonalState", "EigenState", "Gradient", "SplitState"]

@@ -1,0 +1,106 @@
+"""The gradient of a batch, block by block, and a check that the layers' calls give it."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_natgrad._typing import TensorLike
+from tf_natgrad.layers import LayerCall
+from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks
+from tf_natgrad.layers.registry import rule_for
+from tf_natgrad.operators import Fisher, Penalty
+from tf_natgrad.preconditioners._blocks import Gradient
+
+# Roundings by which two ways to the same derivative may differ, relative to the norms of their factors.
+_TOLERANCE = 1e3
+
+
+def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient]:
+    """Computes the gradient of a batch's loss, penalties included, by one backward pass.
+
+    Args:
+        fisher: of the batch, with its calls recorded.
+        layout: of the blocks.
+        y: the labels.
+
+    Returns:
+        One `Gradient` per block: rows where the layer's inputs are at hand as they are and no penalty joins them.
+    """
+    batch, dtype = fisher.batch, fisher.dtype
+    calls_of = calls_of_blocks(layout.blocks, batch.record, batch.linearization)
+    outputs = _outputs(layout, calls_of)
+    plain = [v for block in layout.blocks if not _takes_rows(block) for v in block.variables]
+    pulled = batch.gradient([*outputs, *(v.value for v in plain)], y, batch.weights)
+    at_outputs = iter(pulled[: len(outputs)])
+    of_variables = dict(zip(map(id, plain), pulled[len(outputs) :], strict=True))
+    flat = layout.flat
+    vector = flat.flatten([of_variables.get(id(v), tf.zeros(v.shape, dtype)) for v in flat.variables])
+    penalty = Penalty(flat)
+    if not penalty.is_zero:
+        vector += penalty.gradient()
+    found = []
+    for block, calls, part in zip(layout.blocks, calls_of, layout.split(vector), strict=True):
+        if _takes_rows(block):
+            found.append(Gradient(None, *_rows(block, calls, [next(at_outputs) for _ in calls], dtype)))
+        else:
+            found.append(Gradient(part))
+    return found
+
+
+def calls_agree(fisher: Fisher, layout: Layout) -> tf.Tensor:
+    """Compares the derivative of the outputs' sum along one direction: by the rows of the layers, and by the Jacobian.
+
+    Args:
+        fisher: of the batch, with its calls recorded.
+        layout: of the blocks.
+
+    Returns:
+        A scalar boolean. It is true where something is not finite: that is refused elsewhere.
+    """
+    batch, dtype = fisher.batch, fisher.dtype
+    linear = batch.linearization
+    calls_of = calls_of_blocks(layout.blocks, batch.record, linear)
+    outputs = _outputs(layout, calls_of)
+    if not outputs:
+        return tf.constant(True)
+    score = tf.ones_like(linear.outputs) * tf.sign(batch.output_weights)
+    at_outputs = iter(linear.pullback_to(outputs, score))
+    by_rows, direction = tf.zeros([], dtype), []
+    for block, calls, zeros in zip(
+        layout.blocks, calls_of, layout.split(tf.zeros([layout.flat.size], dtype)), strict=True
+    ):
+        if _takes_rows(block):
+            h, e = _rows(block, calls, [next(at_outputs) for _ in calls], dtype)
+            a, b = tf.reduce_sum(h, 0), tf.reduce_sum(e, 0)
+            by_rows += tf.reduce_sum(tf.linalg.matvec(h, a) * tf.linalg.matvec(e, b))
+            direction.append(a[:, None] * b)
+        else:
+            direction.append(zeros)
+    image = linear.jvp(layout.flat.unflatten(layout.join(direction)))
+    by_jacobian = tf.cast(tf.reduce_sum(score * image), dtype)
+    scale = tf.cast(tf.norm(score) * tf.norm(image), dtype) + tf.abs(by_rows)
+    return ~(tf.abs(by_rows - by_jacobian) > _TOLERANCE * linear.rounding * scale)
+
+
+def _takes_rows(block: Block) -> bool:
+    plain = block.matrix is not None and block.matrix.has_plain_inputs
+    return plain and all(getattr(v, "regularizer", None) is None for v in block.variables)
+
+
+def _outputs(layout: Layout, calls_of: list[list[LayerCall]]) -> list[tf.Tensor]:
+    """The outputs of the calls that are taken as rows."""
+    pairs = zip(layout.blocks, calls_of, strict=True)
+    return [call.output for block, calls in pairs if _takes_rows(block) for call in calls]
+
+
+def _rows(
+    block: Block, calls: list[LayerCall], gradients: list[tf.Tensor], dtype: tf.DType
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`h` `[M, d_in]` and `e` `[M, d_out]` over all examples and positions."""
+    rule = rule_for(calls[0].layer)
+    h = rule.matrix_inputs(calls, dtype)
+    e = rule.matrix_gradients(calls, [g[None] for g in gradients], dtype)
+    return tf.reshape(h, [-1, block.matrix.rows]), tf.reshape(e, [-1, block.matrix.columns])
+
+
+__all__ = ["calls_agree", "gradients_of"]

@@ -1,0 +1,104 @@
+"""The state of a preconditioner: tensors in Keras variables, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from tf_natgrad import _conditions
+from tf_natgrad.layers.kronecker import Block
+from tf_natgrad.preconditioners._blocks import BlockState
+from tf_natgrad.preconditioners._inverses import Part
+from tf_natgrad.preconditioners._records import State
+
+_COUNTS = ("step", "updates")
+
+
+class Storage:
+    """The variables of all blocks that ever were; some of them are in use.
+
+    Attributes:
+        states: of the blocks in use.
+
+    Args:
+        name: the beginning of the names of the counts.
+    """
+
+    def __init__(self, name: str):
+        self.states: list[BlockState] = []
+        self._name = name
+        self._counts: list[keras.Variable] = []
+        # By the ids of a block's variables.
+        self._kept: dict[tuple[int, ...], tuple[BlockState, list[keras.Variable]]] = {}
+        self._used: list[keras.Variable] = []
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All variables."""
+        return [*self._counts, *(v for _, variables in self._kept.values() for v in variables)]
+
+    def use(
+        self,
+        blocks: list[Block],
+        state_of: Callable[[Block], BlockState],
+        dtype: tf.DType,
+        make: Callable[..., keras.Variable] | None,
+    ) -> None:
+        """Takes these blocks into use; makes the variables of those that are new.
+
+        Args:
+            blocks: of the model.
+            state_of: how the state of a block is kept.
+            dtype: of the variables.
+            make: makes a variable of `shape`, `initializer`, `dtype` and `name`.
+        """
+        make = make or _plain_variable
+        if not self._counts:
+            self._counts = [
+                make((), initializer="zeros", dtype="int32", name=f"{self._name}_{name}") for name in _COUNTS
+            ]
+        self.states, self._used = [], list(self._counts)
+        for block in blocks:
+            key = tuple(map(id, block.variables))
+            if key not in self._kept:
+                state = state_of(block)
+                made = [_made(make, block, part, dtype) for part in (*state.averages(), *state.inverses())]
+                self._kept[key] = state, made
+            state, variables = self._kept[key]
+            self.states.append(state)
+            self._used += variables
+
+    def values(self) -> State:
+        """Returns the state as it is in the variables."""
+        step, updates, *rest = [tf.convert_to_tensor(v.value) for v in self._used]
+        values = iter(rest)
+        averages, inverses = [], []
+        for state in self.states:
+            averages.append([next(values) for _ in state.averages()])
+            inverses.append([next(values) for _ in state.inverses()])
+        return State(step, updates, averages, inverses)
+
+    def keep(self, state: State, where: tf.Tensor | bool) -> None:
+        """Puts a state into the variables where a condition holds."""
+        new = tf.nest.flatten([state.step, state.updates, *zip(state.averages, state.inverses, strict=True)])
+        old = [tf.convert_to_tensor(v.value) for v in self._used]
+        for variable, value in zip(self._used, _conditions.chosen(tf.convert_to_tensor(where), new, old), strict=True):
+            variable.assign(value)
+
+
+def _plain_variable(
+    shape: tuple, initializer: str | keras.initializers.Initializer, dtype: str, name: str
+) -> keras.Variable:
+    made = keras.initializers.get(initializer)
+    return keras.Variable(made, shape=shape, dtype=dtype, trainable=False, name=name)
+
+
+def _made(make: Callable[..., keras.Variable], block: Block, part: Part, dtype: tf.DType) -> keras.Variable:
+    initializer = keras.initializers.Orthogonal(seed=0) if part.is_basis else "zeros"
+    name = f"{block.variables[0].path}_{part.name}".replace("/", "_")
+    return make(part.shape, initializer=initializer, dtype=dtype.name, name=name)
+
+
+__all__ = ["Storage"]

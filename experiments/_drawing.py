@@ -7,7 +7,7 @@ import pathlib
 import textwrap
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, BLACK = (
     "#0072B2",
     "#E69F00",
     "#009E73",
@@ -15,6 +15,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#CC79A7",
     "#56B4E9",
     "#888888",
+    "#000000",
 )
 
 

@@ -38,7 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log
-from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
+from _drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
 from _recording import Recorder, Row, as_text, read_rows
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--table` need not wait for TensorFlow.
@@ -154,6 +154,14 @@ def _cg(iterations: int, rtol: float = 1e-3) -> dict[str, Any]:
     return {"solver": {"ConjugateGradient": options}}
 
 
+def _kfac(recipe: str, **options: Any) -> dict[str, Any]:
+    return {"fisher": {"KFAC": {"recipe": recipe}}, **options}
+
+
+def _relative(initial: float) -> dict[str, Any]:
+    return _lm(initial, relative=True)
+
+
 _GRAM = {"solver": "gram"}
 # One label per example drawn from the model: a Gram matrix of the size of the batch.
 _MC = {"solver": "gram", "fisher": "mc", "momentum": "optimal"}
@@ -171,6 +179,12 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
             {**_cg(30, 1e-2), "learning_rate": 0.7, **_lm(0.1)},
             {**_cg(30, 1e-2), "learning_rate": 0.3, **_lm(1.0), "max_kl": 0.02},
         ),
+        "kfac": (
+            _kfac("fixed"),
+            _kfac("fixed", damping=0.03),
+            _kfac("fixed", max_kl=5e-4),
+            _kfac("quadratic"),
+        ),
     },
     "mlp": {
         "gram": (
@@ -185,6 +199,12 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
             {**_cg(10), "learning_rate": 0.7, **_lm(0.1), "warm_start": 0.95},
             {**_cg(5), "learning_rate": 0.5, **_lm(0.1), "momentum": "optimal"},
         ),
+        "kfac": (
+            _kfac("fixed", damping=0.003),
+            _kfac("fixed"),
+            _kfac("fixed", damping=0.03),
+            _kfac("fixed", max_kl=1e-4),
+        ),
     },
     "conv": {
         "gram": (
@@ -198,6 +218,12 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
             {**_cg(10), "learning_rate": 0.7, **_lm(0.1), "warm_start": 0.95},
             {**_cg(5), "learning_rate": 0.7, **_lm(0.1), "momentum": "optimal"},
             {**_cg(5), "learning_rate": 0.7, **_lm(1.0), "momentum": "optimal"},
+        ),
+        "kfac": (
+            _kfac("fixed", damping=0.003),
+            _kfac("fixed"),
+            _kfac("fixed", damping=0.03),
+            _kfac("fixed", max_kl=1e-4),
         ),
     },
     # 784 outputs x 256 rows do not fit into the exact Gram matrix.
@@ -214,6 +240,12 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
             {**_cg(10), "learning_rate": 1.0, **_lm(1e-5), "max_kl": None, "warm_start": 0.95, "momentum": "optimal"},
             {**_cg(10), "learning_rate": 1.0, **_lm(1e-4), "max_kl": None, "warm_start": 0.95, "momentum": "optimal"},
         ),
+        "kfac": (
+            _kfac("quadratic"),
+            _kfac("quadratic", **_relative(1.0)),
+            _kfac("quadratic", **_relative(10.0)),
+            _kfac("quadratic", line_search=None),
+        ),
     },
     "regression": {
         "gram": (
@@ -228,6 +260,12 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
             {**_cg(200, 1e-4), "learning_rate": 1.0, **_lm(0.01), "max_kl": None},
             {**_cg(100), "learning_rate": 1.0, **_lm(1e-3, decay=0.8, period=1), "max_kl": None},
         ),
+        "kfac": (
+            _kfac("quadratic"),
+            _kfac("quadratic", **_relative(0.3)),
+            _kfac("quadratic", **_lm(1e-3, decay=0.8, period=1)),
+            _kfac("quadratic", momentum=0.0),
+        ),
     },
 }
 
@@ -241,6 +279,7 @@ COLOURS = {
     "adamw": RED,
     "gram": GREEN,
     "cg": BLUE,
+    "kfac": BLACK,
     "defaults": PURPLE,
 }
 CONTESTANTS = tuple(COLOURS)
@@ -251,6 +290,7 @@ NAMES = {
     "adamw": "AdamW",
     "gram": "natural gradient, Gram",
     "cg": "natural gradient, CG",
+    "kfac": "natural gradient, K-FAC",
     "defaults": "natural gradient, defaults",
 }
 KEY_COLUMNS = ("problem", "dataset", "contestant", "setting", "seed", "budget", "threads")

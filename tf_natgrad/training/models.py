@@ -50,14 +50,13 @@ class NaturalGradientMixin:
     def supports_jit(self, value: bool) -> None:
         _keras.attach(self, "_jit_allowed", value)
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Stock Keras's; the state of `fisher="kfac"` and the like is made here, so that it can be loaded.
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Stock Keras's; the state of `fisher="kfac"` and the like is made before it is loaded.
 
         Args:
-            *args: see `keras.Model.compile`.
-            **kwargs: see `keras.Model.compile`.
+            config: as Keras saved it.
         """
-        super().compile(*args, **kwargs)
+        super().compile_from_config(config)
         self._build_preconditioner()
 
     def _build_preconditioner(self) -> None:

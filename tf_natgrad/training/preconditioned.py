@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.operators import Fisher
@@ -16,6 +17,15 @@ from tf_natgrad.preconditioners import Preconditioner
 from tf_natgrad.steps import kl_radius
 from tf_natgrad.training.direction import BatchDirection, penalty_gradient, refuse_activity_losses
 from tf_natgrad.training.quadratic_model import QuadraticModel, best_combination, model_along
+
+
+# Examples below which the minimum of a batch's own quadratic model is mostly that of its noise.
+_FEW = 200
+_FITS_NOISE = (
+    'K-FAC\'s recipe "quadratic" takes each batch to the minimum of its own quadratic model, and this batch has {} '
+    "examples: on noisy data it fits their noise, and the validation loss may rise. `KFAC(recipe='fixed')` is for small "
+    "batches; or use larger ones."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +87,9 @@ def preconditioned_direction(
     refuse_activity_losses(model)
     found = settings.preconditioner.precondition(fisher, data[1], settings.damping, settings.seed, settings.relative)
     conditions += found.conditions
+    examples = fisher.batch.linearization.outputs.shape[0]
+    if settings.scales and examples is not None and examples < _FEW:
+        _checks.log_once(_FITS_NOISE.format(examples), key=_FITS_NOISE)
     parts, slope, flat = found.direction, found.slope, fisher.flat_parameters
     made = {"info": found.info, "fisher": fisher, "state": found.state, "damping": found.damping}
     if not settings.scales and not settings.needs_model:

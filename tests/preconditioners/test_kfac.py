@@ -1,0 +1,211 @@
+"""Averaged Kronecker factors: their averages, their damped inverses, and the steps that are taken with them."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import training
+from keras import layers
+from oracle import difference
+
+import tf_natgrad as ng
+from tf_natgrad.operators import Fisher, KroneckerFisher
+from tf_natgrad.parameters import FlatParameters
+
+DAMPING = 0.02
+
+
+def _mlp():
+    return [keras.Input((5,)), layers.Dense(7, "tanh"), layers.Dense(4, "tanh", use_bias=False), layers.Dense(3)]
+
+
+def _conv():
+    stack = [keras.Input((4, 3, 2)), layers.Conv2D(3, 2, activation="tanh"), layers.LayerNormalization()]
+    return [*stack, layers.Flatten(), layers.Dense(3)]
+
+
+def _tokens():
+    pooled = layers.GlobalAveragePooling1D()
+    return [keras.Input((4,), dtype="int32"), layers.Embedding(6, 3, mask_zero=True), pooled, layers.Dense(3)]
+
+
+STACKS = {"mlp": _mlp, "conv": _conv, "tokens": _tokens}
+
+
+def _batch(stack, size=6, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = stack()[0].shape[1:]
+    x = rng.integers(0, 6, (size, *shape)) if stack is _tokens else rng.normal(size=(size, *shape))
+    return tf.constant(x), tf.constant(rng.integers(0, 3, size))
+
+
+def _model(stack, optimizer=None, **options):
+    keras.utils.set_random_seed(3)
+    model = ng.NaturalGradientSequential(stack())
+    if optimizer is not None:
+        model.compile(optimizer, training.sparse(), **options)
+    return model
+
+
+def _gradient(model, x, y):
+    with tf.GradientTape() as tape:
+        loss = training.sparse()(y, model(x, training=True)) + sum(model.losses)
+    variables = model.trainable_variables
+    return FlatParameters(variables).flatten(tape.gradient(loss, [v.value for v in variables]))
+
+
+def _dense_inverse(blocks, damping, split):
+    """The inverse of each block by NumPy, in the order of the variables."""
+    inverses = []
+    for block in blocks:
+        if block.diagonal is not None:
+            inverses.append(np.diag(1.0 / (block.diagonal.numpy() + damping)))
+            continue
+        a, g = block.inputs.numpy(), block.gradients.numpy()
+        a = np.diag(a) if a.ndim == 1 else a
+        if split == "exact":
+            inverses.append(np.linalg.inv(np.kron(a, g) + damping * np.eye(len(a) * len(g))))
+            continue
+        pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
+        a = a + pi * np.sqrt(damping) * np.eye(len(a))
+        g = g + np.sqrt(damping) / pi * np.eye(len(g))
+        inverses.append(np.kron(np.linalg.inv(a), np.linalg.inv(g)))
+    return inverses
+
+
+def _by_blocks(inverses, vector):
+    found, start = [], 0
+    for inverse in inverses:
+        found.append(inverse @ vector[start : start + len(inverse)])
+        start += len(inverse)
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+def test_averages_are_those_of_the_factors_of_each_batch(stack, approximation, float64):
+    model = _model(stack)
+    kfac = ng.KFAC(fisher="exact", approximation=approximation, ema=0.6, update_every=1)
+    kfac.build(model)
+    batches = [_batch(stack, seed=k) for k in range(4)]
+    expected = None
+    for k, batch in enumerate(batches, 1):
+        kfac.update(model, training.sparse(), batch, DAMPING, training=False)
+        blocks = KroneckerFisher(model, training.sparse(), batch[0], approximation=approximation).blocks
+        new = [t for b in blocks for t in (b.inputs, b.gradients, b.diagonal) if t is not None]
+        keep = min(1.0 - 1.0 / k, 0.6)
+        expected = [keep * o + (1.0 - keep) * n for o, n in zip(expected or new, new, strict=True)]
+    found = [t for block in kfac.values().averages for t in block]
+    assert max(difference(f, e) for f, e in zip(found, expected, strict=True)) < 1e-12
+
+
+@pytest.mark.parametrize("split", ["pi", "exact"])
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+def test_solve_is_the_damped_inverse(stack, split, float64):
+    model, (x, y) = _model(stack), _batch(stack)
+    kfac = ng.KFAC(fisher="exact", damping_split=split)
+    kfac.build(model)
+    info = kfac.update(model, training.sparse(), (x, y), DAMPING, training=False)
+    assert bool(info.updated) and bool(info.inverted) and int(info.raised) == 0
+    gradient = _gradient(model, x, y)
+    blocks = KroneckerFisher(model, training.sparse(), x).blocks
+    expected = _by_blocks(_dense_inverse(blocks, DAMPING, split), gradient.numpy())
+    assert difference(kfac.solve(gradient, DAMPING), expected) < 1e-10
+
+
+@pytest.mark.parametrize("size", [2, 40])
+@pytest.mark.parametrize("split", ["pi", "exact"])
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+def test_the_step_by_rows_is_that_of_the_whole_gradient(stack, split, size, float64):
+    model, (x, y) = _model(stack), _batch(stack, size)
+    kfac = ng.KFAC(fisher="exact", damping_split=split)
+    kfac.build(model)
+    kfac.update(model, training.sparse(), (x, y), DAMPING)
+    gradient = _gradient(model, x, y)
+    fisher = Fisher(model, training.sparse(), (x, y), training=True, record_calls=True)
+    found = kfac.precondition(fisher, y, tf.constant(DAMPING, tf.float64), 0)
+    direction = kfac.solve(gradient, DAMPING)
+    # The same batch again leaves the averages, and so the inverses, as they were.
+    assert difference(FlatParameters(model.trainable_variables).flatten(found.direction), direction) < 1e-12
+    assert difference(found.slope, tf.reduce_sum(gradient * direction)) < 1e-12
+
+
+def test_weight_regularisers_join_gradient_and_damping(float64):
+    def stack():
+        return [keras.Input((5,)), layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.125))]
+
+    (x, y), kfac = _batch(stack), ng.KFAC(fisher="exact")
+    model = _model(stack)
+    kfac.build(model)
+    kfac.update(model, training.sparse(), (x, y), DAMPING)
+    fisher = Fisher(model, training.sparse(), (x, y), training=True, record_calls=True)
+    found = kfac.precondition(fisher, y, tf.constant(DAMPING, tf.float64), 0)
+    blocks = KroneckerFisher(model, training.sparse(), x).blocks
+    expected = _by_blocks(_dense_inverse(blocks, DAMPING + 0.25, "pi"), _gradient(model, x, y).numpy())
+    assert difference(FlatParameters(model.trainable_variables).flatten(found.direction), expected) < 1e-10
+
+
+def test_a_large_factor_is_inverted_by_its_leading_eigenpairs(float64):
+    def stack():
+        return [keras.Input((30,)), layers.Dense(4, "tanh"), layers.Dense(3)]
+
+    model, batch = _model(stack), _batch(stack, 5)
+    exact, low = (ng.KFAC(fisher="exact", invert_every=1, largest=largest, rank=8) for largest in (100, 20))
+    gradient = _gradient(model, *batch)
+    directions = []
+    for kfac in (exact, low):
+        kfac.build(model)
+        for _ in range(3):
+            info = kfac.update(model, training.sparse(), batch, DAMPING)
+        directions.append(kfac.solve(gradient, DAMPING))
+    assert "rank 8" in info.why
+    # Five examples make a factor of rank five.
+    assert difference(directions[1], directions[0]) < 1e-8
+
+
+def test_one_step_of_the_quadratic_recipe_is_scaled_to_the_minimum_of_the_exact_model(float64):
+    (x, y), kfac = _batch(_mlp), ng.KFAC(fisher="exact")
+    model = _model(_mlp, ng.NaturalGradient(fisher=kfac, damping=DAMPING, line_search=None))
+    before, gradient = model.get_weights(), _gradient(model, x, y)
+    kfac.build(model)
+    kfac.update(model, training.sparse(), (x, y), DAMPING)
+    d = kfac.solve(gradient, DAMPING).numpy()
+    curvature = Fisher(model, training.sparse(), x).to_dense().numpy() + DAMPING * np.eye(len(d))
+    expected = np.concatenate([w.ravel() for w in before]) - (gradient.numpy() @ d) / (d @ curvature @ d) * d
+    model.train_on_batch(x, y)
+    assert difference(training.flat(model.get_weights()), expected) < 1e-10
+
+
+@pytest.mark.parametrize("limit", [None, 1e-6])
+def test_steps_of_the_fixed_recipe_have_momentum_and_a_limit_before_it(limit, float64):
+    (x, y), options = _batch(_mlp), {"fisher": "exact", "update_every": 1, "invert_every": 1}
+    optimizer = ng.NaturalGradient(fisher=ng.KFAC("fixed", **options), damping=DAMPING, max_kl=limit)
+    model = _model(_mlp, optimizer)
+    kfac = ng.KFAC(**options)
+    kfac.build(model)
+    velocity = 0.0
+    for _ in range(3):
+        before, gradient = training.flat(model.get_weights()), _gradient(model, x, y).numpy()
+        kfac.update(model, training.sparse(), (x, y), DAMPING)
+        d = kfac.solve(gradient, DAMPING).numpy()
+        shrink = 1.0 if limit is None else min(1.0, np.sqrt(2.0 * limit / (gradient @ d)) / 0.1)
+        velocity = shrink * d + 0.9 * velocity
+        model.train_on_batch(x, y)
+        assert difference(training.flat(model.get_weights()), before - 0.1 * velocity) < 1e-10
+    assert limit is None or shrink < 1.0
+
+
+def test_damping_starts_at_a_multiple_of_the_mean_eigenvalue(float64):
+    (x, y), adaptation = _batch(_mlp), ng.LevenbergMarquardt(2.0, relative=True)
+    model = _model(_mlp, ng.NaturalGradient(fisher=ng.KFAC(fisher="exact"), damping=adaptation))
+    mean = float(KroneckerFisher(model, training.sparse(), x).trace()) / model.count_params()
+    model.train_on_batch(x, y)
+    assert difference(float(model.optimizer.damping), 2.0 * mean) < 1e-12
+
+
+def test_inverses_are_damped_more_where_a_factor_is_not_positive_definite(float64):
+    from tf_natgrad.preconditioners._inverses import Dense
+
+    factor = tf.linalg.diag(tf.constant([1.0, -1e-3, 2.0], tf.float64))
+    (inverse,), raised = Dense(3).of(factor, tf.constant(1e-4, tf.float64), [])
+    assert int(raised) == 2 and difference(inverse, np.linalg.inv(factor.numpy() + 1e-2 * np.eye(3))) < 1e-12

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tf_natgrad import _moved, distributions, errors, operators, parameters, preconditioners, rl, solvers, spectrum
-from tf_natgrad.preconditioners import KFAC
+from tf_natgrad.preconditioners import EKFAC, KFAC
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training import (
     NaturalGradient,
@@ -31,6 +31,7 @@ if not TYPE_CHECKING:
 
 
 __all__ = [
+    "EKFAC",
     "KFAC",
     "LevenbergMarquardt",
     "LineSearch",

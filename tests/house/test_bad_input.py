@@ -12,12 +12,13 @@ import pytest
 import tf_natgrad
 
 ROOT = str(pathlib.Path(tf_natgrad.__file__).parent)
-AREAS = ("operators", "solvers", "training", "distributions", "rl")
+AREAS = ("operators", "solvers", "preconditioners", "training", "distributions", "rl")
 # Public names that are no doors, or are tried through others.
 NO_DOORS = {
     "tf_natgrad": {"NaturalGradientMixin", "NaturalGradientModel", "NaturalGradientSequential"},
     "errors": {"GramMismatchError", "NonFiniteError"},
     "operators": {"CurvatureOperator", "FactoredOperator", "FactoredRhs", "KroneckerBlock"},
+    "preconditioners": {"NAMES", "Preconditioner", "PreconditionerInfo"},
     "solvers": {"CGInfo", "CholeskyInfo", "GramInfo", "Planned", "SVDInfo", "Solution", "Solver", "StopReason"},
     "spectrum": {"Eigenpairs", "EigshInfo", "SpectralDensity", "TraceEstimate"},
     "distributions": {"Distribution", "Likelihood"},

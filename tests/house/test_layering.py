@@ -19,6 +19,7 @@ LAYERS = [
     {"linearize", "layers", "operators"},
     {"solvers", "spectrum"},
     {"steps"},
+    {"preconditioners"},
     {"training"},
     {"rl", "data"},
 ]
@@ -31,6 +32,7 @@ FORBIDDEN = {
     "training.objective": {"training.models", "training.step"},
     "training.optimizer": {"training.models", "training.direction", "training.step"},
     "training.direction": {"training.optimizer", "training.models", "training.step", "training.natural_gradient"},
+    "training.preconditioned": {"training.optimizer", "training.models", "training.step"},
     "training.planning": {"training.optimizer", "training.models", "training.step", "training.direction"},
     "training.step": {"training.models", "training.train_function", "training.natural_gradient"},
     "training.natural_gradient": {"training.models", "training.optimizer", "training.train_function"},

@@ -101,6 +101,7 @@ DOORS = [
             "high": [*numbers(), 0.1],
             "minimum": [*numbers(0.0, exclusive=True), 1.0],
             "maximum": [*numbers(0.0, exclusive=True), 0.01],
+            "relative": bad.FLAGS,
         },
         {"high": ("low",), "minimum": ("initial",), "maximum": ("initial",)},
     ),

@@ -203,6 +203,38 @@ def test_damping_starts_at_a_multiple_of_the_mean_eigenvalue(float64):
     assert difference(float(model.optimizer.damping), 2.0 * mean) < 1e-12
 
 
+@pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+def test_eigenvalues_of_ekfac_are_second_moments_in_the_eigenbasis(stack, float64):
+    model, (x, y) = _model(stack), _batch(stack)
+    ekfac = ng.EKFAC(fisher="empirical", update_every=1, invert_every=10)
+    ekfac.build(model)
+    ekfac.update(model, training.sparse(), (x, y), DAMPING, training=False)
+    # One more batch in the same basis: the products of the eigenvalues and the first one count as one each.
+    gradient = _gradient(model, x, y)
+    found = ekfac.solve(gradient, DAMPING)
+    blocks = KroneckerFisher(model, training.sparse(), (x, y), fisher="empirical").blocks
+    parts, expected = [], []
+    for k in range(len(x)):
+        parts.append(_gradient(model, x[k : k + 1], y[k : k + 1]).numpy() / np.sqrt(len(x)))
+    start = 0
+    for block in blocks:
+        if block.diagonal is not None:
+            size = len(block.diagonal)
+            expected.append(gradient[start : start + size] / (block.diagonal + DAMPING))
+        else:
+            a, g = block.inputs.numpy(), block.gradients.numpy()
+            size, is_table = len(a) * len(g), a.ndim == 1
+            (va, ua), (vg, ug) = (a, np.eye(len(a))) if is_table else np.linalg.eigh(a), np.linalg.eigh(g)
+            s = np.maximum(va, 0.0)[:, None] * np.maximum(vg, 0.0)
+            if not is_table:
+                own = [p[start : start + size].reshape(len(a), len(g)) for p in parts]
+                s = 0.5 * s + 0.5 * sum((ua.T @ v @ ug) ** 2 for v in own)
+            v = gradient.numpy()[start : start + size].reshape(len(a), len(g))
+            expected.append((ua @ ((ua.T @ v @ ug) / (s + DAMPING)) @ ug.T).ravel())
+        start += size
+    assert difference(found, np.concatenate(expected)) < 1e-10
+
+
 def test_inverses_are_damped_more_where_a_factor_is_not_positive_definite(float64):
     from tf_natgrad.preconditioners._inverses import Dense
 

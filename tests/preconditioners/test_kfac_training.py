@@ -192,6 +192,18 @@ def test_beside_other_optimizers_and_with_weights_of_examples():
     assert len(natural.preconditioner.values().averages) == 1
 
 
+def test_ekfac_trains_and_is_saved(tmp_path):
+    inputs, outputs = _shared()
+    model, (x, y) = ng.NaturalGradientModel(inputs, outputs), _data(inputs)
+    model.compile(ng.NaturalGradient(fisher=ng.EKFAC(update_every=2, invert_every=4)), training.sparse())
+    losses = model.fit(x, y, batch_size=22, epochs=12, verbose=0).history["loss"]
+    assert losses[-1] < 0.8 * losses[0]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    histories = [m.fit(x, y, batch_size=22, epochs=3, shuffle=False, verbose=0).history for m in (model, loaded)]
+    assert histories[0] == histories[1]
+
+
 def test_several_outputs():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))

@@ -139,7 +139,6 @@ class Preconditioner(abc.ABC):
         data: Any,
         damping: TensorLike,
         *,
-        seed: int | tf.Tensor | None = None,
         training: bool = True,
     ) -> PreconditionerInfo:
         """Lets a batch enter the running averages, if an update is due, for a training loop of one's own.
@@ -149,7 +148,6 @@ class Preconditioner(abc.ABC):
             loss: see `likelihood_of`.
             data: `(x, y)` or `(x, y, sample_weight)`.
             damping: a number > 0 or a scalar tensor, in the scale of the loss.
-            seed: of the labels of `fisher="mc"`; by default the number of the step.
             training: the mode in which the model is called.
 
         Returns:
@@ -161,9 +159,7 @@ class Preconditioner(abc.ABC):
         _conditions.judge(damping_conditions(damping, positive=True))
         values = self.values()
         fisher = Fisher(model, loss, data, training=training, variables=self._layout.flat.variables, record_calls=True)
-        state, _, info, conditions = self.advance(
-            values, fisher, as_damping(damping, fisher.dtype), values.step if seed is None else seed
-        )
+        state, _, info, conditions = self.advance(values, fisher, as_damping(damping, fisher.dtype), values.step)
         _conditions.judge(conditions)
         self.keep(state)
         return info
@@ -265,9 +261,16 @@ class Preconditioner(abc.ABC):
             return found, tf.reduce_max(tf.stack(raised)), calls_agree(fisher, self._layout)
 
         flat, raised, agrees = tf.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
-        inverses = tf.nest.pack_sequence_as(values.inverses, flat)
+        inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, seed)
         info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
         return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]
+
+    def _corrected(
+        self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, seed: int | tf.Tensor
+    ) -> list[list[tf.Tensor]]:
+        """The inverses after a batch, for preconditioners that update them more often than they make them anew."""
+        del fisher, step, seed
+        return inverses
 
     def describe(self) -> str:
         """Returns the form in which each layer's inverse is kept, in words."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from tf_natgrad import _checks
 from tf_natgrad.preconditioners._base import Preconditioner
+from tf_natgrad.preconditioners.ekfac import EKFAC
 from tf_natgrad.preconditioners.kfac import KFAC
 
-_BY_NAME: dict[str, type[Preconditioner]] = {"kfac": KFAC}
+_BY_NAME: dict[str, type[Preconditioner]] = {"ekfac": EKFAC, "kfac": KFAC}
 NAMES = tuple(_BY_NAME)
 
 

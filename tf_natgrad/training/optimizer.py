@@ -66,7 +66,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
             of outputs and positions: each example is one row, summed over its positions. The direction is scaled to
             the minimum of the damped quadratic model with the exact Fisher, which takes one more product with the
-            Jacobian. Or `"kfac"`, or a preconditioner of `tf_natgrad.preconditioners`: curvature that is averaged over
+            Jacobian. Or `"kfac"`, `"ekfac"`, or one of `tf_natgrad.preconditioners`: curvature that is averaged over
             batches; of the object a new one with the same arguments is used, `optimizer.preconditioner`.
         momentum: for one batch (`"auto"`: 0) the multiple `mu` of the last direction `d` to which the damping pulls:
             `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping. Or `"optimal"`: the

@@ -18,13 +18,12 @@ from tf_natgrad.steps import kl_radius
 from tf_natgrad.training.direction import BatchDirection, penalty_gradient, refuse_activity_losses
 from tf_natgrad.training.quadratic_model import QuadraticModel, best_combination, model_along
 
-
 # Examples below which the minimum of a batch's own quadratic model is mostly that of its noise.
 _FEW = 200
 _FITS_NOISE = (
-    'K-FAC\'s recipe "quadratic" takes each batch to the minimum of its own quadratic model, and this batch has {} '
-    "examples: on noisy data it fits their noise, and the validation loss may rise. `KFAC(recipe='fixed')` is for small "
-    "batches; or use larger ones."
+    "K-FAC's recipe 'quadratic' takes each batch to the minimum of its own quadratic model, and this batch has {} "
+    "examples: on noisy data it fits their noise, and the validation loss may rise. For small batches there is "
+    "`KFAC(recipe='fixed')`."
 )
 
 

@@ -36,6 +36,15 @@ SLOW: dict[str, list[str]] = {
         "*[saturated*",
         "*[ten_classes*",
     ],
+    "preconditioners/test_kfac_training.py": [
+        "test_eager_graph_xla*",
+        "test_other_peoples_networks_learn[recurrent*",
+        "test_other_peoples_networks_learn[residual-fixed*",
+        "test_an_interrupted_fit*",
+        "test_ekfac_trains*",
+        "test_mixed_precision[mixed_float16*",
+        "test_several_outputs",
+    ],
     "distributions/test_joint.py": [
         "test_monte_carlo_fisher_is_unbiased",
         "test_a_step_is_that_of_the_dense_oracle[graph-cg]",

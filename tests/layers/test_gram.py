@@ -61,7 +61,7 @@ def test_fallback_agrees_with_the_rules(name, fallback_only):
 # Layers with a rule, in all their variants.
 
 L = keras.layers
-IMAGE, SERIES = (6, 5, 2), (7, 4)
+IMAGE, VOLUME, SERIES = (6, 5, 2), (4, 5, 3, 2), (7, 4)
 VARIANTS = {
     "conv2d": (IMAGE, lambda: L.Conv2D(3, (3, 2), activation="tanh")),
     "conv2d_same_strides": (IMAGE, lambda: L.Conv2D(3, 3, strides=2, padding="same")),
@@ -69,6 +69,9 @@ VARIANTS = {
     "conv2d_dilation": (IMAGE, lambda: L.Conv2D(3, 2, dilation_rate=2, padding="same")),
     "conv2d_groups": (IMAGE, lambda: L.Conv2D(4, 3, groups=2)),
     "conv2d_no_bias": (IMAGE, lambda: L.Conv2D(3, 3, use_bias=False)),
+    "conv3d": (VOLUME, lambda: L.Conv3D(3, (2, 3, 2), activation="tanh")),
+    "conv3d_same_strides": (VOLUME, lambda: L.Conv3D(2, 3, strides=(1, 2, 3), padding="same")),
+    "conv3d_dilation_groups": (VOLUME, lambda: L.Conv3D(4, 2, dilation_rate=2, groups=2, padding="same")),
     "conv1d": (SERIES, lambda: L.Conv1D(3, 3)),
     "conv1d_causal": (SERIES, lambda: L.Conv1D(3, 3, padding="causal", dilation_rate=2)),
     "conv1d_causal_strides": (SERIES, lambda: L.Conv1D(3, 3, padding="causal", strides=2)),

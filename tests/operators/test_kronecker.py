@@ -376,3 +376,20 @@ def test_bad_damping_is_refused(fisher, damping):
 
 def test_it_is_a_part_of_the_public_interface():
     assert ng.operators.KroneckerFisher is KroneckerFisher
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+def test_factors_of_a_volume_of_depth_one_are_those_of_the_image(approximation):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, 5, 4, 2))
+    found = []
+    for shape, make in (
+        ((5, 4, 2), lambda: layers.Conv2D(3, 2, strides=(2, 1), padding="same")),
+        ((1, 5, 4, 2), lambda: layers.Conv3D(3, (1, 2, 2), strides=(1, 2, 1), padding="same")),
+    ):
+        model = keras.Sequential([keras.Input(shape), make(), layers.Flatten(), layers.Dense(2)])
+        if found:
+            model.set_weights([w.reshape(v.shape) for w, v in zip(weights, model.weights, strict=True)])
+        weights = model.get_weights()
+        found.append(KroneckerFisher(model, "mse", x.reshape(N, *shape), approximation=approximation).to_dense())
+    assert difference(found[1], found[0]) < 1e-12

@@ -11,6 +11,7 @@ from oracle import difference
 import tf_natgrad as ng
 from tf_natgrad.operators import Fisher, KroneckerFisher
 from tf_natgrad.parameters import FlatParameters
+from tf_natgrad.preconditioners import _base
 
 DAMPING = 0.02
 
@@ -161,6 +162,18 @@ def test_a_large_factor_is_inverted_by_its_leading_eigenpairs(float64):
     assert "rank 8" in info.why
     # Five examples make a factor of rank five.
     assert difference(directions[1], directions[0]) < 1e-8
+
+
+def test_patches_of_the_first_examples_are_enough(float64, monkeypatch):
+    model, (x, y), kfac = _model(_conv), _batch(_conv), ng.KFAC(fisher="exact")
+    monkeypatch.setattr(_base, "_enough", lambda size: 2 * 6)
+    kfac.build(model)
+    kfac.update(model, training.sparse(), (x, y), DAMPING, training=False)
+    inputs, gradients = kfac.values().averages[0]
+    # Six positions each.
+    first = KroneckerFisher(model, training.sparse(), x[:2]).blocks[0]
+    assert difference(inputs, first.inputs) < 1e-12
+    assert difference(gradients, KroneckerFisher(model, training.sparse(), x).blocks[0].gradients) < 1e-12
 
 
 def test_one_step_of_the_quadratic_recipe_is_scaled_to_the_minimum_of_the_exact_model(float64):

@@ -581,3 +581,16 @@ def test_float64_models_train_in_float64(mode):
         assert model.optimizer.damping.dtype == "float64"
         assert history["loss"][-1] < history["loss"][0]
     assert keras.config.floatx() == "float32"
+
+
+@pytest.mark.parametrize("fisher", ["exact", "kfac"])
+def test_layers_unfrozen_under_the_same_optimizer_are_not_left_untrained(fisher):
+    model, optimizer = training.network(), ng.NaturalGradient(fisher=fisher)
+    model.layers[0].trainable = False
+    training.compiled(model, optimizer)
+    x, y = training.batch()
+    training.fit(model, x, y)
+    model.layers[0].trainable = True
+    training.compiled(model, optimizer)
+    with pytest.raises(ValueError, match=r"`optimizer`: received one that was built without .*kernel.*new optimizer"):
+        training.fit(model, x, y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ from tf_natgrad.layers._base import (
 
 
 class ConvolutionRule(WeightGradientRule):
-    """`Conv1D`, `Conv2D` and their depthwise forms, with strides, padding, dilation and groups.
+    """`Conv1D`, `Conv2D`, `Conv3D` and depthwise forms, with strides, padding, dilation and groups.
 
     With `h_it` the patch of the input that position t of the output sees, the kernel's gradient of column q of
     example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples.
@@ -85,12 +86,38 @@ def _patches(layer: keras.layers.Layer, inputs: tf.Tensor, groups: int) -> tf.Te
     if len(size) == 1:
         inputs = inputs[:, None]
         size, strides, rates = ([1, *v] for v in (size, strides, rates))
-    patches = tf.image.extract_patches(inputs, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper())
-    taps, channels = size[0] * size[1], inputs.shape[-1]
+    if len(size) == 3:
+        patches = _volume_patches(inputs, size, strides, rates, padding)
+    else:
+        patches = tf.image.extract_patches(inputs, [1, *size, 1], [1, *strides, 1], [1, *rates, 1], padding.upper())
+    taps, channels = math.prod(size), inputs.shape[-1]
     patches = tf.reshape(patches, [tf.shape(inputs)[0], -1, taps, groups, channels // groups])
     return tf.reshape(
         tf.transpose(patches, [0, 1, 3, 2, 4]), [tf.shape(inputs)[0], -1, groups, taps * channels // groups]
     )
+
+
+def _volume_patches(
+    inputs: tf.Tensor, size: list[int], strides: list[int], rates: list[int], padding: str
+) -> tf.Tensor:
+    """`[N, D, H, W, C] -> [N, D', H', W', taps C]`, one slice for each tap: TensorFlow's own has no dilation."""
+    spans = [(k - 1) * rate + 1 for k, rate in zip(size, rates, strict=True)]
+    lengths = list(tf.unstack(tf.shape(inputs)[1:4]))
+    if padding == "same":
+        pads = []
+        for length, span, stride in zip(lengths, spans, strides, strict=True):
+            missing = tf.maximum((-(-length // stride) - 1) * stride + span - length, 0)
+            pads.append([missing // 2, missing - missing // 2])
+        inputs = tf.pad(inputs, [[0, 0], *pads, [0, 0]])
+        lengths = list(tf.unstack(tf.shape(inputs)[1:4]))
+    counts = [(length - span) // stride for length, span, stride in zip(lengths, spans, strides, strict=True)]
+    slices = []
+    for tap in itertools.product(*map(range, size)):
+        starts = [i * rate for i, rate in zip(tap, rates, strict=True)]
+        ends = [start + n * stride + 1 for start, n, stride in zip(starts, counts, strides, strict=True)]
+        d, h, w = (slice(*ends_of) for ends_of in zip(starts, ends, strides, strict=True))
+        slices.append(inputs[:, d, h, w])
+    return tf.concat(slices, -1)
 
 
 __all__ = ["ConvolutionRule"]

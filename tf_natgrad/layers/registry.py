@@ -18,7 +18,8 @@ _RULES: dict[type, Rule] = {
     _layers.EinsumDense: EinsumDenseRule(),
     _layers.Embedding: EmbeddingRule(),
     **dict.fromkeys(
-        (_layers.Conv1D, _layers.Conv2D, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D), ConvolutionRule()
+        (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D),
+        ConvolutionRule(),
     ),
     **dict.fromkeys(
         (_layers.BatchNormalization, _layers.LayerNormalization, _layers.RMSNormalization), NormalizationRule()

@@ -165,6 +165,19 @@ class NaturalGradientMixin:
         """The variables that are `NaturalGradient`'s: all, unless a `MultiOptimizer` leaves some to others."""
         if not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
+        optimizer = without_loss_scale(self.optimizer)
+        everybody = [natural, *getattr(optimizer, "optimizers", ())]
+        known = {id(v) for one in everybody for v in _keras.optimized_variables(one)}
+        unknown = [v.path for v in self.trainable_variables if id(v) not in known]
+        if unknown:
+            raise ValueError(
+                _checks.message(
+                    "optimizer",
+                    f"one that was built without {', '.join(unknown)}",
+                    "one that was built with all trainable variables",
+                    "After unfreezing layers compile with a new optimizer.",
+                )
+            )
         own = {id(v) for v in _keras.optimized_variables(natural)}
         return [v for v in self.trainable_variables if id(v) in own]
 

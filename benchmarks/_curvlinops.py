@@ -1,5 +1,6 @@
 """What curvlinops's Kronecker factors take, for `kronecker.py --peer`; run by a Python that has it, and prints JSON."""
 
+import itertools
 import json
 import statistics
 import sys
@@ -14,7 +15,7 @@ def main(widths: list[int], batch: int, damping: float, rounds: int, threads: in
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
     loss, x, y = torch.nn.CrossEntropyLoss(), torch.rand(batch, widths[0]), torch.randint(0, widths[-1], (batch,))

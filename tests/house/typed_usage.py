@@ -21,6 +21,8 @@ def training() -> None:
     optimizer = ng.NaturalGradient(
         0.5, damping=ng.LevenbergMarquardt(1.0), solver=ng.solvers.ConjugateGradient(), momentum="optimal", max_kl=None
     )
+    ng.NaturalGradient(fisher=ng.KFAC("fixed", ema=0.9), damping=0.01)
+    ng.NaturalGradient(fisher="ekfac", momentum="auto", line_search=None)
     model = ng.natural_gradient_model(NETWORK)
     model.compile(optimizer, LOSS)
     model.fit(X, Y, callbacks=[ng.callbacks.StepLogger("steps.csv", every=10)])

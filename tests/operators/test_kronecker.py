@@ -382,13 +382,13 @@ def test_it_is_a_part_of_the_public_interface():
 def test_factors_of_a_volume_of_depth_one_are_those_of_the_image(approximation):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(N, 5, 4, 2))
-    found = []
+    found, weights = [], None
     for shape, make in (
         ((5, 4, 2), lambda: layers.Conv2D(3, 2, strides=(2, 1), padding="same")),
         ((1, 5, 4, 2), lambda: layers.Conv3D(3, (1, 2, 2), strides=(1, 2, 1), padding="same")),
     ):
         model = keras.Sequential([keras.Input(shape), make(), layers.Flatten(), layers.Dense(2)])
-        if found:
+        if weights is not None:
             model.set_weights([w.reshape(v.shape) for w, v in zip(weights, model.weights, strict=True)])
         weights = model.get_weights()
         found.append(KroneckerFisher(model, "mse", x.reshape(N, *shape), approximation=approximation).to_dense())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -13,7 +13,7 @@ from tf_natgrad.solvers import Auto, get
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 
 # What an argument is left to the recipe by.
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 # The Fisher of one batch: its kinds, and what goes with it.
 _KINDS = ("exact", "mc")
 _OF_ONE_BATCH = Recipe(0.7, LevenbergMarquardt(), 0.0, 0.1, LineSearch())

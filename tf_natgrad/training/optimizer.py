@@ -6,7 +6,7 @@ import dataclasses
 import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -106,13 +106,13 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
     def __init__(
         self,
         learning_rate: Any = AUTO,
-        damping: float | LevenbergMarquardt | dict | str = AUTO,
+        damping: float | LevenbergMarquardt | dict | Literal["auto"] = AUTO,
         solver: str | Solver | dict = "auto",
         fisher: str | Preconditioner | dict = "exact",
-        momentum: float | str = AUTO,
+        momentum: float | Literal["optimal", "auto"] = AUTO,
         warm_start: float = 0.0,
-        max_kl: float | str | None = AUTO,
-        line_search: LineSearch | dict | str | None = AUTO,
+        max_kl: float | Literal["auto"] | None = AUTO,
+        line_search: LineSearch | dict | Literal["auto"] | None = AUTO,
         micro_batch_size: int | None = None,
         on_nonfinite: str = "raise",
         name: str = "natural_gradient",

@@ -873,6 +873,10 @@ def write_summary(rows: Sequence[Row], path: pathlib.Path) -> list[Row]:
     return recorder.rows()
 
 
+# Natural gradients with a grid, and their columns.
+_TUNED = {"gram": "Gram", "cg": "CG", "kfac": "K-FAC"}
+
+
 def table(summary: Sequence[Row]) -> str:
     """The table of the README, in Markdown.
 
@@ -880,7 +884,7 @@ def table(summary: Sequence[Row]) -> str:
         summary: rows of the summary.
 
     Returns:
-        Lines; the last column is seconds of the best first-order contestant over those of the better of Gram and CG.
+        Lines; the last column is seconds of the best first-order contestant over those of the best tuned natural one.
     """
     head = (
         "problem",
@@ -888,6 +892,7 @@ def table(summary: Sequence[Row]) -> str:
         "best first-order",
         "Gram",
         "CG",
+        "K-FAC",
         "defaults",
         "first-order / natural gradient, seconds",
     )
@@ -897,8 +902,8 @@ def table(summary: Sequence[Row]) -> str:
         by_target.setdefault((row["problem"], row["target"]), {})[row["contestant"]] = row
     for (name, target), found in by_target.items():
         first = min((found[c] for c in FIRST_ORDER if c in found), key=_lateness, default=None)
-        natural = min((found[c] for c in ("gram", "cg") if c in found), key=_lateness, default=None)
-        cells = [_cell(first, named=True), *(_cell(found.get(c)) for c in ("gram", "cg", "defaults"))]
+        natural = min((found[c] for c in _TUNED if c in found), key=_lateness, default=None)
+        cells = [_cell(first, named=True), *(_cell(found.get(c)) for c in (*_TUNED, "defaults"))]
         lines.append(_line([name, f"{PROBLEMS[name].metric} {target}", *cells, _ratio(first, natural)]))
     return "\n".join(lines)
 
@@ -930,7 +935,7 @@ def _cell(row: Row | None, named: bool = False) -> str:
 def _ratio(first: Row | None, natural: Row | None) -> str:
     if first is None or natural is None:
         return ""
-    name = "Gram" if natural["contestant"] == "gram" else "CG"
+    name = _TUNED[natural["contestant"]]
     if not first["seconds"] and not natural["seconds"]:
         return "neither"
     if not first["seconds"]:

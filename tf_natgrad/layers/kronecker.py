@@ -42,6 +42,11 @@ class Block:
         rows, columns = self.matrix.rows, self.matrix.columns
         return [rows if self.matrix.is_table else rows**2, 1, columns**2]
 
+    def joined(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Makes one tensor per variable a matrix `[d_in, d_out]`, or a vector where there is a diagonal."""
+        vector = tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
+        return vector if self.matrix is None else tf.reshape(vector, [self.matrix.rows, self.matrix.columns])
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -68,11 +73,7 @@ class Layout:
     def split(self, vector: tf.Tensor) -> list[tf.Tensor]:
         """Splits `[n]` into one part per block: a matrix `[d_in, d_out]`, or a vector where there is a diagonal."""
         parts = dict(zip(map(id, self.flat.variables), self.flat.unflatten(vector), strict=True))
-        joined = [tf.concat([tf.reshape(parts[id(v)], [-1]) for v in b.variables], 0) for b in self.blocks]
-        return [
-            part if block.matrix is None else tf.reshape(part, [block.matrix.rows, block.matrix.columns])
-            for block, part in zip(self.blocks, joined, strict=True)
-        ]
+        return [block.joined([parts[id(v)] for v in block.variables]) for block in self.blocks]
 
     def pieces(self, parts: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Splits the parts of blocks into one tensor per variable, in the variables' shapes."""

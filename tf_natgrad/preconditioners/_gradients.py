@@ -33,17 +33,17 @@ def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient
     pulled = batch.gradient([*outputs, *(v.value for v in plain)], y, batch.weights)
     at_outputs = iter(pulled[: len(outputs)])
     of_variables = dict(zip(map(id, plain), pulled[len(outputs) :], strict=True))
-    flat = layout.flat
-    vector = flat.flatten([of_variables.get(id(v), tf.zeros(v.shape, dtype)) for v in flat.variables])
-    penalty = Penalty(flat)
+    penalty = Penalty(layout.flat)
     if not penalty.is_zero:
-        vector += penalty.gradient()
+        for v, more in zip(layout.flat.variables, layout.flat.unflatten(penalty.gradient()), strict=True):
+            if id(v) in of_variables:
+                of_variables[id(v)] += more
     found = []
-    for block, calls, part in zip(layout.blocks, calls_of, layout.split(vector), strict=True):
+    for block, calls in zip(layout.blocks, calls_of, strict=True):
         if _takes_rows(block):
             found.append(Gradient(None, *_rows(block, calls, [next(at_outputs) for _ in calls], dtype)))
         else:
-            found.append(Gradient(part))
+            found.append(Gradient(block.joined([of_variables[id(v)] for v in block.variables])))
     return found
 
 

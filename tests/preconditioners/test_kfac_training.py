@@ -269,6 +269,10 @@ def test_what_is_given_is_kept_and_the_rest_is_the_recipes():
     assert optimizer.get_config()["learning_rate"] == pytest.approx(0.05)
     assert ng.NaturalGradient.from_config(config).get_config() == config
     assert ng.NaturalGradient().get_config()["max_kl"] == "auto"
+    # Of a preconditioner a new one is made, so that two optimizers never share a state.
+    kfac = ng.KFAC("fixed")
+    first, second = (ng.NaturalGradient(fisher=kfac).fisher for _ in range(2))
+    assert first is not kfac and first is not second and first.get_config() == kfac.get_config()
 
 
 def test_many_steps_trace_once_and_keep_their_memory():

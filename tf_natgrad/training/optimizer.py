@@ -146,7 +146,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         self.adaptation = adaptation
         self.solver = get(solver)
         self.preconditioner = preconditioner
-        self.fisher = "exact" if preconditioner is not None else fisher
+        self.fisher = fisher if preconditioner is None else preconditioner
         self.scales_directions = recipe.scales or combines
         self._options = given, options
         self.line_search = option_of("line_search", line_search, LineSearch) if line_search is not None else None

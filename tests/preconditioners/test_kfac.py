@@ -10,6 +10,7 @@ from oracle import difference
 
 import tf_natgrad as ng
 from tf_natgrad.operators import Fisher, KroneckerFisher
+from tf_natgrad.layers import convolution
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners import _base
 
@@ -174,6 +175,30 @@ def test_patches_of_the_first_examples_are_enough(float64, monkeypatch):
     first = KroneckerFisher(model, training.sparse(), x[:2]).blocks[0]
     assert difference(inputs, first.inputs) < 1e-12
     assert difference(gradients, KroneckerFisher(model, training.sparse(), x).blocks[0].gradients) < 1e-12
+
+
+def test_patches_are_counted_where_the_size_of_the_batch_is_not_known(monkeypatch):
+    model, (x, y), sizes = _model(_conv, ng.NaturalGradient(fisher="kfac")), _batch(_conv, 20), []
+    patches = convolution._patches
+    monkeypatch.setattr(_base, "_enough", lambda size: 2 * 6)
+    monkeypatch.setattr(convolution, "_patches", lambda *given: sizes.append(given[1]) or patches(*given))
+    data = tf.data.Dataset.from_tensor_slices((tf.cast(x, tf.float32), y)).batch(8)
+    model.fit(data, verbose=0)
+    # A slice of a batch of any size.
+    assert len(sizes) == 1 and sizes[0].op.type == "StridedSlice" and sizes[0].shape[0] is None
+
+
+def test_what_is_masked_is_no_patch(float64, monkeypatch):
+    def stack():
+        inputs = [keras.Input((4,), dtype="int32"), layers.Embedding(6, 3, mask_zero=True)]
+        return [*inputs, layers.Conv1D(2, 2, padding="same"), layers.GlobalAveragePooling1D(), layers.Dense(3)]
+
+    model, (x, y), kfac = _model(stack), (tf.constant([[1, 2, 0, 0]] * 6), tf.constant([0, 1, 2] * 2)), ng.KFAC()
+    monkeypatch.setattr(_base, "_enough", lambda size: 2 * 4)
+    kfac.build(model)
+    kfac.update(model, training.sparse(), (x, y), DAMPING, training=False)
+    expected = KroneckerFisher(model, training.sparse(), x[:2]).blocks[1].inputs
+    assert difference(kfac.values().averages[1][0], expected) < 1e-12
 
 
 def test_one_step_of_the_quadratic_recipe_is_scaled_to_the_minimum_of_the_exact_model(float64):

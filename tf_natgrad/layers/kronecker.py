@@ -167,10 +167,9 @@ def kronecker_sums(
     parts = []
     for block, calls, of_block in zip(blocks, calls_of, sums, strict=True):
         if block.matrix is not None:
-            of_inputs = tf.cast(weights, dtype)
-            if enough is not None and not block.matrix.has_plain_inputs and not block.matrix.is_table:
-                calls, of_inputs = _first_examples(calls, of_inputs, enough(block.matrix.rows))
-            parts += _sums_of_inputs(block.matrix, calls, of_inputs, approximation)
+            patches = not block.matrix.has_plain_inputs and not block.matrix.is_table
+            rows = enough(block.matrix.rows) if enough is not None and patches else None
+            parts += _sums_of_inputs(block.matrix, calls, tf.cast(weights, dtype), approximation, rows)
         parts.append(of_block)
     return parts
 
@@ -197,25 +196,16 @@ def calls_of_blocks(blocks: Sequence[Block], record: Record, linearization: Line
     return [groups[id(block.variables[0])] for block in blocks]
 
 
-def _first_examples(calls: list[LayerCall], weights: tf.Tensor, rows: int) -> tuple[list[LayerCall], tf.Tensor]:
-    """The calls on the first examples that have so many positions together, if the positions can be counted."""
-    rule = rule_for(calls[0].layer)
-    counts = [math.prod(call.output.shape[axis] or 0 for axis in rule.position_axes(call)) for call in calls]
-    if 0 in counts:
-        return calls, weights
-    count = -(-rows // sum(counts))
-    first = [
-        dataclasses.replace(call, args=(call.inputs[:count],), kwargs={}, output=call.output[:count]) for call in calls
-    ]
-    return first, weights[:count]
-
-
 def _sums_of_inputs(
-    matrix: MatrixShape, calls: list[LayerCall], weights: tf.Tensor, approximation: str
+    matrix: MatrixShape, calls: list[LayerCall], weights: tf.Tensor, approximation: str, rows: int | None
 ) -> list[tf.Tensor]:
-    """The sum over the inputs of a block, and its mass."""
-    h = rule_for(calls[0].layer).matrix_inputs(calls, weights.dtype)
+    """The sum over the inputs of a block, and its mass; of the first examples that have so many rows, if given."""
     by_position = tf.concat([_weights_of(call, weights) for call in calls], 1)
+    if rows is not None and by_position.shape[1]:
+        count = -(-rows // by_position.shape[1])
+        by_position = by_position[:count]
+        calls = [dataclasses.replace(call, args=(call.inputs[:count],), kwargs={}) for call in calls]
+    h = rule_for(calls[0].layer).matrix_inputs(calls, weights.dtype)
     mass = tf.reduce_sum(by_position)
     if matrix.is_table:
         return [_diagonal_of_table(h, by_position, matrix.rows, approximation), mass]
@@ -242,7 +232,8 @@ def _weights_of(call: LayerCall, weights: tf.Tensor) -> tf.Tensor:
     mask = next((m for m in masks if m is not None), None)
     if mask is not None and mask.shape.is_compatible_with(found.shape):
         found = tf.where(mask, found, tf.zeros_like(found))
-    return tf.reshape(found, [tf.shape(weights)[0], -1])
+    sizes = [call.output.shape[axis] for axis in axes]
+    return tf.reshape(found, [tf.shape(weights)[0], -1 if None in sizes else math.prod(sizes)])
 
 
 def _diagonal_of_table(tokens: tf.Tensor, by_position: tf.Tensor, rows: int, approximation: str) -> tf.Tensor:

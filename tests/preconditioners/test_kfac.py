@@ -9,8 +9,8 @@ from keras import layers
 from oracle import difference
 
 import tf_natgrad as ng
-from tf_natgrad.operators import Fisher, KroneckerFisher
 from tf_natgrad.layers import convolution
+from tf_natgrad.operators import Fisher, KroneckerFisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners import _base
 

@@ -24,7 +24,8 @@ def preconditioner_of(fisher: Any) -> Preconditioner | None:
     if isinstance(fisher, str):
         _checks.check_choice("fisher", fisher, (*_KINDS, *preconditioners.NAMES))
         return None if fisher in _KINDS else preconditioners.get(fisher)
-    if not isinstance(fisher, Preconditioner | dict):
+    named = isinstance(fisher, dict) and isinstance(fisher.get("name"), str)
+    if not named and not isinstance(fisher, Preconditioner):
         expected = "'exact', 'mc', or a preconditioner or its name"
         raise TypeError(_checks.message("fisher", type(fisher).__name__, expected))
     return preconditioners.get(fisher)

@@ -183,19 +183,39 @@ def eigenvalues_of(factor: tf.Tensor) -> tf.Tensor:
 
 
 def _exact_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-    g_values, g_vectors = tf.linalg.eigh(block.gradients)
-    if block.inputs.shape.rank == 1:
-        values = tf.nn.relu(block.inputs)[:, None] * tf.nn.relu(g_values) + damping
-        return lambda v: tf.linalg.matmul(tf.linalg.matmul(v, g_vectors) / values, g_vectors, transpose_b=True)
-    a_values, a_vectors = tf.linalg.eigh(block.inputs)
+    bases, products = eigenpairs_of(block.inputs, block.gradients)
+    return lambda v: divided_in_basis(v, bases, products + damping)
+
+
+def eigenpairs_of(inputs: tf.Tensor, gradients: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Computes the eigenvectors of both factors, and the products of their eigenvalues.
+
+    Args:
+        inputs: `A`, or its diagonal.
+        gradients: `G`.
+
+    Returns:
+        `[U_A, U_G]`, or `[U_G]` where `A` is a diagonal; and `[d_in, d_out]`.
+    """
+    values, right = tf.linalg.eigh(gradients)
+    left = []
+    if inputs.shape.rank == 2:
+        inputs, vectors = tf.linalg.eigh(inputs)
+        left = [vectors]
     # Rounding may give a small negative eigenvalue.
-    values = tf.nn.relu(a_values)[:, None] * tf.nn.relu(g_values) + damping
+    return [*left, right], tf.nn.relu(inputs)[:, None] * tf.nn.relu(values)
 
-    def apply(v: tf.Tensor) -> tf.Tensor:
-        rotated = tf.linalg.matmul(tf.linalg.matmul(a_vectors, v, transpose_a=True), g_vectors) / values
-        return tf.linalg.matmul(tf.linalg.matmul(a_vectors, rotated), g_vectors, transpose_b=True)
 
-    return apply
+def divided_in_basis(v: tf.Tensor, bases: list[tf.Tensor], values: tf.Tensor) -> tf.Tensor:
+    """Computes `U_A ((U_A^T v U_G) / values) U_G^T`, with the bases of `eigenpairs_of`."""
+    *left, right = bases
+    v = tf.linalg.matmul(v, right)
+    for vectors in left:
+        v = tf.linalg.matmul(vectors, v, transpose_a=True)
+    v = tf.linalg.matmul(v / values, right, transpose_b=True)
+    for vectors in left:
+        v = tf.linalg.matmul(vectors, v)
+    return v
 
 
 def _split_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -262,6 +282,8 @@ __all__ = [
     "KroneckerBlock",
     "KroneckerInverse",
     "diagonal_of",
+    "divided_in_basis",
+    "eigenpairs_of",
     "eigenvalues_of",
     "inverse_of",
     "made_block",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad._conditions import Condition, check_collector, note
+from tf_natgrad._conditions import Condition, check_collector, judge, note
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators.penalty import Penalty
@@ -162,8 +162,26 @@ def as_damping(damping: TensorLike, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(damping), dtype) if _is_tensor(damping) else tf.constant(damping, dtype)
 
 
+def positive_damping(damping: TensorLike, dtype: tf.DType) -> tf.Tensor:
+    """A damping above zero as a tensor, checked.
+
+    Args:
+        damping: a number, or a scalar tensor or variable.
+        dtype: of the matrix.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if it is not positive; an assertion is added to a graph that does not yet know its value.
+        TypeError: if it is no number.
+    """
+    judge(damping_conditions(damping, positive=True))
+    return as_damping(damping, dtype)
+
+
 def _is_tensor(damping: TensorLike) -> bool:
     return tf.is_tensor(damping) or hasattr(damping, "assign")
 
 
-__all__ = ["Damped", "as_damping", "damping_conditions"]
+__all__ = ["Damped", "as_damping", "damping_conditions", "positive_damping"]

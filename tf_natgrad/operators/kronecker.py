@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions, _keras
+from tf_natgrad import _checks, _keras
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.layers.kronecker import APPROXIMATIONS
 from tf_natgrad.operators._base import CurvatureOperator
@@ -18,7 +18,7 @@ from tf_natgrad.operators._kronecker import (
     eigenvalues_of,
     times_inputs,
 )
-from tf_natgrad.operators.damped import as_damping, damping_conditions
+from tf_natgrad.operators.damped import positive_damping
 from tf_natgrad.operators.fisher import EmpiricalFisher, Fisher
 
 SPLITS = ("pi", "exact")
@@ -127,7 +127,7 @@ class KroneckerFisher(CurvatureOperator):
             J. Martens, R. Grosse (2015), section 6.3, for the split.
         """
         _checks.check_choice("split", split, SPLITS)
-        return KroneckerInverse(self._factors.value, _checked_damping(damping, self.dtype), split)
+        return KroneckerInverse(self._factors.value, positive_damping(damping, self.dtype), split)
 
     @plain_python
     def eigenvalues(self) -> tf.Tensor:
@@ -154,13 +154,8 @@ class KroneckerFisher(CurvatureOperator):
         Raises:
             ValueError: if `damping` is not positive.
         """
-        damping = _checked_damping(damping, self.dtype)
+        damping = positive_damping(damping, self.dtype)
         return tf.reduce_sum(tf.math.log(tf.nn.relu(self.eigenvalues()) + damping))
-
-
-def _checked_damping(damping: TensorLike, dtype: tf.DType) -> tf.Tensor:
-    _conditions.judge(damping_conditions(damping, positive=True))
-    return as_damping(damping, dtype)
 
 
 __all__ = ["KroneckerFisher"]

@@ -15,7 +15,7 @@ from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks, kronecker_sums
 from tf_natgrad.layers.self_check import CAUSE
 from tf_natgrad.operators import Fisher, Penalty
-from tf_natgrad.operators.damped import as_damping, damping_conditions
+from tf_natgrad.operators.damped import positive_damping
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners._blocks import BlockState, DiagonalState, Gradient
 from tf_natgrad.preconditioners._gradients import calls_agree, gradients_of
@@ -156,10 +156,10 @@ class Preconditioner(abc.ABC):
         Raises:
             ValueError: if the batch does not fit, or `build` was not called.
         """
-        _conditions.judge(damping_conditions(damping, positive=True))
         values = self.values()
+        damping = positive_damping(damping, self._layout.flat.dtype)
         fisher = Fisher(model, loss, data, training=training, variables=self._layout.flat.variables, record_calls=True)
-        state, _, info, conditions = self.advance(values, fisher, as_damping(damping, fisher.dtype), values.step)
+        state, _, info, conditions = self.advance(values, fisher, damping, values.step)
         _conditions.judge(conditions)
         self.keep(state)
         return info
@@ -180,10 +180,10 @@ class Preconditioner(abc.ABC):
             ValueError: if `build` was not called, or a shape does not fit.
         """
         values = self.values()
-        _conditions.judge(damping_conditions(damping, positive=True))
+        damping = positive_damping(damping, self._layout.flat.dtype)
         gradient = _checks.as_tensor("gradient", gradient, self._layout.flat.dtype)
         parts = [Gradient(part) for part in self._layout.split(gradient)]
-        return self._layout.flat.flatten(self._solved(values, parts, as_damping(damping, gradient.dtype))[0])
+        return self._layout.flat.flatten(self._solved(values, parts, damping)[0])
 
     def precondition(
         self,
@@ -229,8 +229,8 @@ class Preconditioner(abc.ABC):
         Returns:
             The state, the damping, the report, and conditions on the batch.
         """
-        batch = fisher.batch
-        calls_of_blocks(self._layout.blocks, batch.record, batch.linearization)
+        # Refused before any branch is traced.
+        calls_of_blocks(self._layout.blocks, fisher.batch.record, fisher.batch.linearization)
         update_due, invert_due = self._due(values.step)
         refuse_mixing(fisher, self.fisher)
         old = [t for block in values.averages for t in block]
@@ -316,11 +316,6 @@ class Preconditioner(abc.ABC):
             parts.append(d)
             slopes.append(slope)
         return self._layout.pieces(parts), tf.add_n(slopes)
-
-
-def _enough(size: int) -> int:
-    """The rows of one batch that are enough for the average of a factor of this size."""
-    return max(4 * size, 4096)
 
 
 def _enough(size: int) -> int:

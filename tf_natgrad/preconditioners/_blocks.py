@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_natgrad.layers.kronecker import Block
-from tf_natgrad.operators._kronecker import diagonal_of, made_block, split_damping
+from tf_natgrad.operators._kronecker import diagonal_of, divided_in_basis, eigenpairs_of, made_block, split_damping
 from tf_natgrad.preconditioners._inverses import Dense, Diagonal, Inverse, LowRank, Part
 
 
@@ -197,28 +197,15 @@ class EigenState(ProductState):
     def inverted(
         self, averages: list[tf.Tensor], damping: tf.Tensor, last: list[tf.Tensor]
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
-        values, right = tf.linalg.eigh(averages[1])
-        if self.block.matrix.is_table:
-            bases, of_inputs = [right], averages[0]
-        else:
-            of_inputs, left = tf.linalg.eigh(averages[0])
-            bases = [left, right]
-        # Rounding may give a small negative eigenvalue.
-        return [*bases, tf.nn.relu(of_inputs)[:, None] * tf.nn.relu(values)], tf.constant(0)
+        bases, products = eigenpairs_of(*averages)
+        return [*bases, products], tf.constant(0)
 
     def solve(
         self, gradient: Gradient, averages: list[tf.Tensor], inverses: list[tf.Tensor], damping: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         v = gradient.as_matrix()
-        rotated = self.rotated(v, inverses) / (inverses[-1] + damping)
-        d = tf.linalg.matmul(rotated, inverses[-2], transpose_b=True)
-        d = d if self.block.matrix.is_table else tf.linalg.matmul(inverses[0], d)
+        d = divided_in_basis(v, inverses[:-1], inverses[-1] + damping)
         return d, tf.reduce_sum(v * d)
-
-    def rotated(self, v: tf.Tensor, inverses: list[tf.Tensor]) -> tf.Tensor:
-        """Computes `U_A^T V U_G`."""
-        v = tf.linalg.matmul(v, inverses[-2])
-        return v if self.block.matrix.is_table else tf.linalg.matmul(inverses[0], v, transpose_a=True)
 
     def describe(self) -> str:
         return "eigenvectors"

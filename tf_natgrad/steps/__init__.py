@@ -3,7 +3,7 @@
 from tf_natgrad.steps.damping import LevenbergMarquardt
 from tf_natgrad.steps.line_search import LineSearch, Objective, accept, restore, take
 from tf_natgrad.steps.report import StepReport, Trial
-from tf_natgrad.steps.trust_region import kl_radius
+from tf_natgrad.steps.trust_region import kl_radius, kl_shrink
 
 __all__ = [
     "LevenbergMarquardt",
@@ -13,6 +13,7 @@ __all__ = [
     "Trial",
     "accept",
     "kl_radius",
+    "kl_shrink",
     "restore",
     "take",
 ]

@@ -63,9 +63,9 @@ class NaturalGradientMixin:
         natural = natural_gradient_optimizer(self)
         if natural is None or natural.preconditioner is None or not self.built or not self.trainable_variables:
             return
-        if not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        natural.build_preconditioner(self)
+        variables = self._natural_variables(natural)
+        if variables:
+            natural.preconditioner.build(self, variables, natural.add_variable)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step: the natural gradient of the batch, or stock Keras's step with another optimizer.

@@ -178,13 +178,6 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             self._last_direction = self.add_optimizer_variables(variables, "last_direction")
         super().build(variables)
 
-    def build_preconditioner(self, model: keras.Model) -> None:
-        """Makes the state of a preconditioner for a built model, of which this optimizer has some variables."""
-        own = {id(v) for v in _keras.optimized_variables(self)}
-        variables = [v for v in model.trainable_variables if id(v) in own]
-        if self.preconditioner is not None and variables:
-            self.preconditioner.build(model, variables, self.add_variable)
-
     def load_own_variables(self, store: Any) -> None:
         """Loads the state; says so where a checkpoint has none for the preconditioner.
 

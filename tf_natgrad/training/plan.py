@@ -15,7 +15,7 @@ from tf_natgrad.distributions import Likelihood
 from tf_natgrad.linearize import call_model
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.solvers import Solver
-from tf_natgrad.steps import kl_radius, restore
+from tf_natgrad.steps import kl_shrink, restore
 from tf_natgrad.training.direction import BatchDirection, DirectionSettings, batch_direction, penalty_gradient
 from tf_natgrad.training.optimizer import NaturalGradient
 from tf_natgrad.training.preconditioned import PreconditionedSettings, preconditioned_direction
@@ -140,9 +140,7 @@ def plan_step(
     if direction.shrink is not None:
         shrink = tf.cast(direction.shrink, rate.dtype)
     else:
-        shrink = tf.ones([], rate.dtype)
-        if natural.max_kl is not None:
-            shrink = tf.minimum(shrink, tf.math.divide_no_nan(kl_radius(form, natural.max_kl.value), rate))
+        shrink = kl_shrink(form, rate, None if natural.max_kl is None else natural.max_kl.value)
         parts = [d * tf.cast(shrink, d.dtype) for d in parts]
     plan = Plan(
         model=model,

@@ -14,7 +14,7 @@ from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.operators import Fisher
 from tf_natgrad.operators._penalised import penalised
 from tf_natgrad.preconditioners import Preconditioner
-from tf_natgrad.steps import kl_radius
+from tf_natgrad.steps import kl_shrink
 from tf_natgrad.training.direction import BatchDirection, penalty_gradient, refuse_activity_losses
 from tf_natgrad.training.quadratic_model import QuadraticModel, best_combination, model_along
 
@@ -101,8 +101,8 @@ def preconditioned_direction(
     _, curvature = penalised(fisher, found.damping, conditions)
     shrink, value = None, flat.flatten(parts)
     if settings.scales:
-        is_heavy_ball = settings.last is None or settings.momentum is not None
-        vectors = [value] if is_heavy_ball else [value, flat.flatten(settings.last)]
+        combines = settings.last is not None and settings.momentum is None
+        vectors = [value, flat.flatten(settings.last)] if combines else [value]
         value, along = best_combination(fisher, curvature, rhs, found.damping, vectors)
         slope, parts = along.slope, flat.unflatten(value)
     if settings.momentum is not None or not settings.scales:
@@ -116,11 +116,8 @@ def _with_momentum(
     parts: list[tf.Tensor], slope: tf.Tensor, settings: PreconditionedSettings
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """The factor by which a new direction is shortened, and what it is with the momentum."""
-    shrink = tf.ones([], slope.dtype)
-    if settings.max_kl is not None:
-        # g^T d is d^T (F + damping I) d where the preconditioner is right.
-        radius = kl_radius(slope, settings.max_kl)
-        shrink = tf.minimum(shrink, tf.math.divide_no_nan(radius, tf.cast(settings.rate, slope.dtype)))
+    # g^T d is d^T (F + damping I) d where the preconditioner is right.
+    shrink = kl_shrink(slope, settings.rate, settings.max_kl)
     parts = [shrink * d for d in parts]
     if settings.momentum is not None:
         momentum = tf.cast(settings.momentum, slope.dtype)

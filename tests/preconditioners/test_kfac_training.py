@@ -267,6 +267,8 @@ def test_what_is_given_is_kept_and_the_rest_is_the_recipes():
     assert set(given.values()) == {"auto"} and config["damping"] == pytest.approx(0.03)
     optimizer.learning_rate = 0.05
     assert optimizer.get_config()["learning_rate"] == pytest.approx(0.05)
+    optimizer.learning_rate = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
+    assert optimizer.get_config()["learning_rate"]["config"]["initial_learning_rate"] == 0.5
     assert ng.NaturalGradient.from_config(config).get_config() == config
     assert ng.NaturalGradient().get_config()["max_kl"] == "auto"
     # Of a preconditioner a new one is made, so that two optimizers never share a state.

@@ -63,8 +63,10 @@ def left_to_recipe(config: dict[str, Any], given: dict[str, Any], resolved: dict
         if not isinstance(value, str) or value != AUTO:
             continue
         now, then = config[name], resolved[name]
-        is_number = isinstance(now, float) and isinstance(then, float)
-        same = abs(now - then) <= 1e-6 * abs(then) if is_number else not isinstance(now, float)
+        # A schedule that took the place of a number is no number any more.
+        same = isinstance(now, float) == isinstance(then, float)
+        if same and isinstance(now, float):
+            same = abs(now - then) <= 1e-6 * abs(then)
         if same:
             found[name] = AUTO
     return found

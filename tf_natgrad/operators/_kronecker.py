@@ -184,7 +184,7 @@ def eigenvalues_of(factor: tf.Tensor) -> tf.Tensor:
 
 def _exact_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     bases, products = eigenpairs_of(block.inputs, block.gradients)
-    return lambda v: divided_in_basis(v, bases, products + damping)
+    return lambda v: from_basis(to_basis(v, bases) / (products + damping), bases)
 
 
 def eigenpairs_of(inputs: tf.Tensor, gradients: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -206,16 +206,18 @@ def eigenpairs_of(inputs: tf.Tensor, gradients: tf.Tensor) -> tuple[list[tf.Tens
     return [*left, right], tf.nn.relu(inputs)[:, None] * tf.nn.relu(values)
 
 
-def divided_in_basis(v: tf.Tensor, bases: list[tf.Tensor], values: tf.Tensor) -> tf.Tensor:
-    """Computes `U_A ((U_A^T v U_G) / values) U_G^T`, with the bases of `eigenpairs_of`."""
+def to_basis(v: tf.Tensor, bases: list[tf.Tensor]) -> tf.Tensor:
+    """Computes `U_A^T v U_G`, with the bases of `eigenpairs_of`."""
     *left, right = bases
     v = tf.linalg.matmul(v, right)
-    for vectors in left:
-        v = tf.linalg.matmul(vectors, v, transpose_a=True)
-    v = tf.linalg.matmul(v / values, right, transpose_b=True)
-    for vectors in left:
-        v = tf.linalg.matmul(vectors, v)
-    return v
+    return tf.linalg.matmul(left[0], v, transpose_a=True) if left else v
+
+
+def from_basis(v: tf.Tensor, bases: list[tf.Tensor]) -> tf.Tensor:
+    """Computes `U_A v U_G^T`, with the bases of `eigenpairs_of`."""
+    *left, right = bases
+    v = tf.linalg.matmul(v, right, transpose_b=True)
+    return tf.linalg.matmul(left[0], v) if left else v
 
 
 def _split_inverse(block: KroneckerBlock, damping: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -282,12 +284,13 @@ __all__ = [
     "KroneckerBlock",
     "KroneckerInverse",
     "diagonal_of",
-    "divided_in_basis",
     "eigenpairs_of",
     "eigenvalues_of",
+    "from_basis",
     "inverse_of",
     "made_block",
     "preconditioner_for",
     "split_damping",
     "times_inputs",
+    "to_basis",
 ]

@@ -19,13 +19,15 @@ from tf_natgrad.operators.damped import positive_damping
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners._blocks import BlockState, DiagonalState, Gradient
 from tf_natgrad.preconditioners._gradients import calls_agree, gradients_of
-from tf_natgrad.preconditioners._labels import columns_of, refuse_mixing
+from tf_natgrad.preconditioners._labels import columns_of
 from tf_natgrad.preconditioners._recipes import Recipe
 from tf_natgrad.preconditioners._records import Preconditioned, PreconditionerInfo, State
 from tf_natgrad.preconditioners._state import Storage
 
 # The first steps at which inverses are made anew, before their period.
 _EARLY = (1, 4, 16)
+# Inversions between two looks at whether the layers' calls give the gradient.
+_CHECK_EVERY = 10
 _DISAGREES = _checks.message(
     "fisher",
     "a Kronecker-factored preconditioner, for a model in which the inputs of the layers and the gradients at their "
@@ -232,11 +234,11 @@ class Preconditioner(abc.ABC):
         # Refused before any branch is traced.
         calls_of_blocks(self._layout.blocks, fisher.batch.record, fisher.batch.linearization)
         update_due, invert_due = self._due(values.step)
-        refuse_mixing(fisher, self.fisher)
+        columns = columns_of(fisher, self.fisher, self.mc_samples, seed)
         old = [t for block in values.averages for t in block]
 
         def updated() -> tuple[list[tf.Tensor], tf.Tensor]:
-            new = self._averages_of(fisher, columns_of(fisher, self.fisher, self.mc_samples, seed))
+            new = self._averages_of(fisher, columns())
             # What is not finite would never leave an average.
             finite = _conditions.is_finite(*new)
             share = 1.0 - tf.minimum(1.0 - 1.0 / tf.cast(values.updates + 1, fisher.dtype), self.ema)
@@ -257,19 +259,19 @@ class Preconditioner(abc.ABC):
                 parts, tries = state.inverted(a, damping + share, before)
                 found += _conditions.chosen(_conditions.is_finite(*parts), parts, before)
                 raised.append(tries)
-            # Looked at here as it is rare: it costs more than a gradient.
-            return found, tf.reduce_max(tf.stack(raised)), calls_agree(fisher, self._layout)
+            agrees = tf.cond(self._check_due(values.step), lambda: calls_agree(fisher, self._layout), lambda: True)
+            return found, tf.reduce_max(tf.stack(raised)), agrees
 
         flat, raised, agrees = tf.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
-        inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, seed)
+        inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, columns)
         info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
         return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]
 
     def _corrected(
-        self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, seed: int | tf.Tensor
+        self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, columns: Callable[[], tf.Tensor]
     ) -> list[list[tf.Tensor]]:
         """The inverses after a batch, for preconditioners that update them more often than they make them anew."""
-        del fisher, step, seed
+        del fisher, step, columns
         return inverses
 
     def describe(self) -> str:
@@ -284,10 +286,18 @@ class Preconditioner(abc.ABC):
     def _due(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Whether averages and inverses are to be updated: sooner at the start, where the weights move fast."""
         update, invert = self.periods
-        early = [step_of for step_of in _EARLY if step_of < invert]
-        invert_due = tf.equal(step % invert, 0) | tf.reduce_any(tf.equal(step, early))
+        invert_due = tf.equal(step % invert, 0) | tf.reduce_any(tf.equal(step, self._early()))
         update_due = tf.equal(step % update, 0)
         return update_due | invert_due, invert_due
+
+    def _check_due(self, step: tf.Tensor) -> tf.Tensor:
+        """Whether the calls are to be looked at: rarely, as it costs more than a gradient."""
+        rare = tf.equal(step % (_CHECK_EVERY * self.periods[1]), 0)
+        # Weights that start at zero have moved by then.
+        return rare | tf.equal(step, max(self._early(), default=0))
+
+    def _early(self) -> list[int]:
+        return [step for step in _EARLY if step < self.periods[1]]
 
     def _averages_of(self, fisher: Fisher, columns: tf.Tensor) -> list[tf.Tensor]:
         """What a batch contributes to the averages."""
@@ -320,7 +330,7 @@ class Preconditioner(abc.ABC):
 
 def _enough(size: int) -> int:
     """The rows of one batch that are enough for the average of a factor of this size."""
-    return max(4 * size, 4096)
+    return max(2 * size, 2048)
 
 
 __all__ = ["Preconditioner"]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tf_natgrad.layers.kronecker import Block
-from tf_natgrad.operators._kronecker import diagonal_of, divided_in_basis, eigenpairs_of, made_block, split_damping
+from tf_natgrad.operators._kronecker import diagonal_of, eigenpairs_of, from_basis, made_block, split_damping, to_basis
 from tf_natgrad.preconditioners._inverses import Dense, Diagonal, Inverse, LowRank, Part
 
 
@@ -203,9 +203,18 @@ class EigenState(ProductState):
     def solve(
         self, gradient: Gradient, averages: list[tf.Tensor], inverses: list[tf.Tensor], damping: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        v = gradient.as_matrix()
-        d = divided_in_basis(v, inverses[:-1], inverses[-1] + damping)
-        return d, tf.reduce_sum(v * d)
+        *bases, values = inverses
+        v = self._in_basis(gradient, bases)
+        d = v / (values + damping)
+        return from_basis(d, bases), tf.reduce_sum(v * d)
+
+    def _in_basis(self, gradient: Gradient, bases: list[tf.Tensor]) -> tf.Tensor:
+        h, e = gradient.inputs, gradient.outputs
+        rows, columns = self.block.matrix.rows, self.block.matrix.columns
+        if h is None or h.shape[0] is None or h.shape[0] * (rows + columns) > rows * columns:
+            return to_basis(gradient.as_matrix(), bases)
+        left, right = bases
+        return tf.linalg.matmul(tf.linalg.matmul(h, left), tf.linalg.matmul(e, right), transpose_a=True)
 
     def describe(self) -> str:
         return "eigenvectors"

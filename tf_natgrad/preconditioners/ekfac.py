@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tf_natgrad import _conditions
 from tf_natgrad.layers.eigenvalues import second_moments
 from tf_natgrad.operators import Fisher
-from tf_natgrad.preconditioners._labels import columns_of
 from tf_natgrad.preconditioners.kfac import KFAC
 
 
@@ -65,7 +66,7 @@ class EKFAC(KFAC):
         return {name: value for name, value in super().get_config().items() if name not in own}
 
     def _corrected(
-        self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, seed: int | tf.Tensor
+        self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, columns: Callable[[], tf.Tensor]
     ) -> list[list[tf.Tensor]]:
         blocks = self._layout.blocks
         chosen = [k for k, b in enumerate(blocks) if b.matrix is not None and not b.matrix.is_table]
@@ -75,9 +76,8 @@ class EKFAC(KFAC):
         batch, before = fisher.batch, [inverses[k][2] for k in chosen]
 
         def updated() -> list[tf.Tensor]:
-            columns = columns_of(fisher, self.fisher, self.mc_samples, seed)
             bases = [(inverses[k][0], inverses[k][1]) for k in chosen]
-            found = second_moments([blocks[k] for k in chosen], bases, batch.record, batch.linearization, columns)
+            found = second_moments([blocks[k] for k in chosen], bases, batch.record, batch.linearization, columns())
             mixed = [s + (new - s) / batches for s, new in zip(before, found, strict=True)]
             return _conditions.chosen(_conditions.is_finite(*found), mixed, before)
 

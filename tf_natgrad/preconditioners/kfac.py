@@ -59,8 +59,10 @@ class KFAC(Preconditioner):
         mc_samples: draws per example, for `"mc"`.
         damping_split: `"pi"`: the damping is split between the factors, whose inverses are kept; `"exact"`: it is added
             to their product, whose eigenvectors are kept.
-        rank: the number of eigenpairs of a factor that is too large to be inverted.
-        largest: the size above which a factor is too large to be inverted, for `damping_split="pi"`.
+        rank: the number of leading eigenpairs that stand for a factor above `largest`, for `damping_split="pi"`; the
+            other eigenvalues become one. By default the recipe's: 256 for `"quadratic"`, 64 for `"fixed"`, whose
+            damping hides the others.
+        largest: the size up to which a factor is inverted whole; by default the recipe's: 2048 and 256.
 
     Raises:
         ValueError: if a number is out of its range, or an option unknown.
@@ -82,25 +84,25 @@ class KFAC(Preconditioner):
         fisher: str = "mc",
         mc_samples: int = 1,
         damping_split: str = "pi",
-        rank: int = 256,
-        largest: int = 2048,
+        rank: int | None = None,
+        largest: int | None = None,
     ):
         _checks.check_choice("recipe", recipe, tuple(RECIPES))
         _checks.check_number("ema", ema, minimum=0.0)
         if ema >= 1.0:
             raise ValueError(_checks.message("ema", ema, "a number in [0, 1)"))
-        counts = {"update_every": update_every, "invert_every": invert_every}
-        for name, value in counts.items():
+        upkeep = {"update_every": update_every, "invert_every": invert_every, "rank": rank, "largest": largest}
+        for name, value in upkeep.items():
             if value is not None:
                 _checks.check_number(name, value, minimum=1, integer=True)
+        _checks.check_number("mc_samples", mc_samples, minimum=1, integer=True)
         _checks.check_choice("approximation", approximation, APPROXIMATIONS)
         _checks.check_choice("fisher", fisher, KINDS)
-        sizes = {"mc_samples": mc_samples, "rank": rank, "largest": largest}
-        for name, value in sizes.items():
-            _checks.check_number(name, value, minimum=1, integer=True)
         _checks.check_choice("damping_split", damping_split, SPLITS)
         choices = {"approximation": approximation, "fisher": fisher, "damping_split": damping_split}
-        super().__init__({"recipe": recipe, "ema": ema, **counts, **choices, **sizes})
+        super().__init__({"recipe": recipe, "ema": ema, "mc_samples": mc_samples, **choices, **upkeep})
+        given = {name: value for name, value in upkeep.items() if value is not None}
+        self._upkeep = RECIPES[recipe][1]._replace(**given)
 
     @property
     def supports_jit(self) -> bool:
@@ -115,13 +117,12 @@ class KFAC(Preconditioner):
     @property
     def periods(self) -> tuple[int, int]:
         """The numbers of steps between two updates of the averages, and of the inverses."""
-        _, update, invert = RECIPES[self._options["recipe"]]
-        return self._options["update_every"] or update, self._options["invert_every"] or invert
+        return self._upkeep.update_every, self._upkeep.invert_every
 
     def _state_of(self, block: Block) -> BlockState:
         if self._options["damping_split"] == "exact":
             return EigenState(block)
-        return SplitState(block, self._options["rank"], self._options["largest"])
+        return SplitState(block, self._upkeep.rank, self._upkeep.largest)
 
 
 __all__ = ["KFAC"]

@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad.layers._base import LayerCall, MatrixShape, sharing_variables
+from tf_natgrad.layers._base import LayerCall, sharing_variables
+from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers.capture import Record, over_columns, rule_for_group, units
 from tf_natgrad.layers.registry import FALLBACK, rule_for
 from tf_natgrad.linearize import Linearization
@@ -44,8 +45,16 @@ class Block:
 
     def joined(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         """Makes one tensor per variable a matrix `[d_in, d_out]`, or a vector where there is a diagonal."""
-        vector = tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
-        return vector if self.matrix is None else tf.reshape(vector, [self.matrix.rows, self.matrix.columns])
+        if self.matrix is not None:
+            return self.matrix.joined(tensors)
+        return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
+
+    def pieces(self, part: tf.Tensor) -> list[tf.Tensor]:
+        """The inverse of `joined`: one tensor per variable, in the variables' shapes."""
+        if self.matrix is not None:
+            return self.matrix.pieces(part)
+        parts = tf.split(part, [math.prod(v.shape) for v in self.variables])
+        return [tf.reshape(p, v.shape) for v, p in zip(self.variables, parts, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +88,7 @@ class Layout:
         """Splits the parts of blocks into one tensor per variable, in the variables' shapes."""
         found = {}
         for block, part in zip(self.blocks, parts, strict=True):
-            pieces = tf.split(tf.reshape(part, [-1]), [math.prod(v.shape) for v in block.variables])
-            found |= {id(v): tf.reshape(p, v.shape) for v, p in zip(block.variables, pieces, strict=True)}
+            found |= {id(v): piece for v, piece in zip(block.variables, block.pieces(part), strict=True)}
         return [found[id(v)] for v in self.flat.variables]
 
     def join(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:

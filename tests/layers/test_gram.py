@@ -78,7 +78,9 @@ VARIANTS = {
     "conv1d_groups": (SERIES, lambda: L.Conv1D(4, 2, groups=2, padding="same")),
     "depthwise2d": (IMAGE, lambda: L.DepthwiseConv2D(3, depth_multiplier=2, activation="tanh")),
     "depthwise1d": (SERIES, lambda: L.DepthwiseConv1D(3, padding="same")),
-    "separable2d": (IMAGE, lambda: L.SeparableConv2D(3, 2)),
+    "separable2d": (IMAGE, lambda: L.SeparableConv2D(3, (2, 3), depth_multiplier=2, activation="tanh")),
+    "separable2d_same_strides": (IMAGE, lambda: L.SeparableConv2D(3, 3, strides=2, padding="same", use_bias=False)),
+    "separable1d_dilation": (SERIES, lambda: L.SeparableConv1D(3, 2, dilation_rate=2)),
     "transposed2d": (IMAGE, lambda: L.Conv2DTranspose(2, 3, activation="tanh")),
     "transposed2d_same_strides": (IMAGE, lambda: L.Conv2DTranspose(3, (4, 3), strides=2, padding="same")),
     "transposed2d_gaps": (IMAGE, lambda: L.Conv2DTranspose(3, (1, 2), strides=(2, 3), padding="same")),
@@ -126,6 +128,7 @@ def test_layer(name):
     [
         lambda: L.Conv2D(2, 3, padding="same"),
         lambda: L.Conv2DTranspose(2, 3, padding="same"),
+        lambda: L.SeparableConv2D(2, 3, padding="same"),
         L.LayerNormalization,
     ],
 )

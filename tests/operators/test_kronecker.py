@@ -70,6 +70,16 @@ def _transposed(weights, x, tape):
     return s2, [(patches, s1), (h, s2)]
 
 
+def _separable(weights, x, tape):
+    """A kernel of 2 x 2 on images 4 x 3 with 2 channels, no padding, then a pointwise one."""
+    patches = tf.stack([x[i : i + 2, j : j + 2] for i in range(3) for j in range(2)])
+    h = tf.reshape(tf.einsum("tabc,abcm->tcm", patches, weights[0]), [6, -1])
+    s1 = _dense(h, weights[1][0, 0], weights[2], tape)
+    h2 = tf.reshape(tf.tanh(s1), [1, -1])
+    s2 = _dense(h2, *weights[3:], tape)
+    return s2, [(h, s1), (h2, s2)]
+
+
 def _sequence(weights, x, tape):
     one_hot = tf.one_hot(x, len(weights[0]), dtype=tf.float64)
     s1 = one_hot @ weights[0]
@@ -134,6 +144,10 @@ def _case(name):
         stack += [layers.Flatten(), layers.Dense(3)]
         images, labels = rng.normal(size=(N, 2, 3, 2)), rng.integers(0, 3, N)
         return _sequential((2, 3, 2), stack), _transposed, CATEGORICAL, "categorical", images, labels
+    if name == "separable":
+        stack = [layers.SeparableConv2D(4, 2, depth_multiplier=3, activation="tanh"), layers.Flatten(), layers.Dense(3)]
+        images, labels = rng.normal(size=(N, 4, 3, 2)), rng.integers(0, 3, N)
+        return _sequential((4, 3, 2), stack), _separable, CATEGORICAL, "categorical", images, labels
     if name == "sequence":
         stack = [layers.Embedding(7, 4), layers.Activation("tanh"), layers.Dense(3)]
         labels = rng.integers(0, 3, (N, 5))
@@ -213,6 +227,20 @@ def test_factors_are_those_of_the_definition(name, weighted, approximation):
         fisher = KroneckerFisher(model, loss, (x, y), fisher=kind, **options)
         expected = oracle(name, case, approximation, kind == "empirical", sample_weight)
         assert difference(fisher.to_dense(), dense_of(expected, name, model)) < 1e-12
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_of_a_separable_convolution_the_depthwise_kernel_alone_has_a_diagonal(weighted, approximation):
+    case = _case("separable")
+    model, _, loss, _, x, _ = case
+    sample_weight = np.array([1.0, 0.0, 2.0, 0.5, 1.5, 1.0]) if weighted else None
+    found = KroneckerFisher(model, loss, x, sample_weight=sample_weight, approximation=approximation).to_dense()
+    size = model.layers[0].depthwise_kernel.shape.num_elements()
+    diagonal = Fisher(model, loss, x, sample_weight=sample_weight).diag_part()[:size]
+    blocks = oracle("separable", case, approximation, sample_weight=sample_weight)
+    expected = scipy.linalg.block_diag(np.diag(diagonal), dense_of(blocks, "separable", model))
+    assert difference(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["mlp", "regression", "binary"])

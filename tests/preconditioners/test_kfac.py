@@ -31,12 +31,17 @@ def _transposed():
     return [*stack, layers.Flatten(), layers.Dense(3)]
 
 
+def _separable():
+    stack = [keras.Input((4, 3, 2)), layers.SeparableConv2D(3, 2, padding="same", activation="tanh")]
+    return [*stack, layers.Flatten(), layers.Dense(3)]
+
+
 def _tokens():
     pooled = layers.GlobalAveragePooling1D()
     return [keras.Input((4,), dtype="int32"), layers.Embedding(6, 3, mask_zero=True), pooled, layers.Dense(3)]
 
 
-STACKS = {"mlp": _mlp, "conv": _conv, "transposed": _transposed, "tokens": _tokens}
+STACKS = {"mlp": _mlp, "conv": _conv, "transposed": _transposed, "separable": _separable, "tokens": _tokens}
 
 
 def _batch(stack, size=6, seed=0):
@@ -193,9 +198,9 @@ def test_patches_of_the_first_examples_are_enough(float64, monkeypatch):
 
 def test_patches_are_counted_where_the_size_of_the_batch_is_not_known(monkeypatch):
     model, (x, y), sizes = _model(_conv, ng.NaturalGradient(fisher="kfac")), _batch(_conv, 20), []
-    patches = convolution._patches
+    patches = convolution.patches_of
     monkeypatch.setattr(_base, "_enough", lambda size: 2 * 6)
-    monkeypatch.setattr(convolution, "_patches", lambda *given: sizes.append(given[1]) or patches(*given))
+    monkeypatch.setattr(convolution, "patches_of", lambda *given: sizes.append(given[1]) or patches(*given))
     data = tf.data.Dataset.from_tensor_slices((tf.cast(x, tf.float32), y)).batch(8)
     model.fit(data, verbose=0)
     # A slice of a batch of any size.

@@ -42,7 +42,7 @@ def _decoder():
     inputs = keras.Input((6,))
     x = layers.Reshape((3, 3, 4))(layers.Dense(36, "tanh")(inputs))
     x = layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="tanh")(x)
-    return inputs, layers.Dense(3)(layers.Flatten()(layers.Conv2D(2, 3)(x)))
+    return inputs, layers.Dense(3)(layers.Flatten()(layers.SeparableConv2D(2, 3)(x)))
 
 
 NETWORKS = {

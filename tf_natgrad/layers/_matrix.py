@@ -14,7 +14,7 @@ class MatrixShape(NamedTuple):
     """A layer's variables as one matrix: the first axes of each are rows, the last ones columns.
 
     Attributes:
-        variables: the kernel, and the bias as a last row.
+        variables: the kernel, and the bias as a last row; of other variables of the layer the diagonal is kept.
         rows, columns: `d_in` and `d_out`.
         is_table: whether an input is a row number.
         has_plain_inputs: whether it acts on the inputs as they are, not on patches of them.

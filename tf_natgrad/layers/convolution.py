@@ -23,7 +23,8 @@ class ConvolutionRule(WeightGradientRule):
     """`Conv1D`, `Conv2D`, `Conv3D` and depthwise forms, with strides, padding, dilation and groups.
 
     With `h_it` the patch of the input that position t of the output sees, the kernel's gradient of column q of
-    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples.
+    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples. Depthwise and grouped ones have no
+    Kronecker factors.
     """
 
     pre_activation = True
@@ -49,7 +50,7 @@ class ConvolutionRule(WeightGradientRule):
         Returns:
             `[N, T, groups, kernel size * channels]`.
         """
-        return _patches(call.layer, tf.cast(call.inputs, dtype), _groups(call.layer))
+        return patches_of(call.layer, tf.cast(call.inputs, dtype), _groups(call.layer))
 
     def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
         layer = calls[0].layer
@@ -91,8 +92,17 @@ def _groups(layer: keras.layers.Layer) -> int:
     return getattr(layer, "groups", 1)
 
 
-def _patches(layer: keras.layers.Layer, inputs: tf.Tensor, groups: int) -> tf.Tensor:
-    """What each output position sees of each group of channels: `[N, T, groups, kernel size * channels]`."""
+def patches_of(layer: keras.layers.Layer, inputs: tf.Tensor, groups: int) -> tf.Tensor:
+    """Computes what each output position of a convolution sees of each group of channels.
+
+    Args:
+        layer: has the size, strides, padding and dilation.
+        inputs: `[N, ..., C]`.
+        groups: into which the channels are split.
+
+    Returns:
+        `[N, T, groups, kernel size * C / groups]`.
+    """
     size, strides, rates = (list(v) for v in (layer.kernel_size, layer.strides, layer.dilation_rate))
     padding = layer.padding
     if padding == "causal":
@@ -135,4 +145,4 @@ def _volume_patches(
     return tf.concat(slices, -1)
 
 
-__all__ = ["ConvolutionRule"]
+__all__ = ["ConvolutionRule", "patches_of"]

@@ -19,7 +19,7 @@ from tf_natgrad.parameters import FlatParameters
 
 APPROXIMATIONS = ("expand", "reduce")
 _DIAGONAL = (
-    "The Kronecker-factored matrix keeps the diagonal alone of layers that have no Kronecker factors, those of: {}."
+    "The Kronecker-factored matrix keeps the diagonal alone of weights that have no Kronecker factors, those of: {}."
 )
 
 
@@ -28,7 +28,7 @@ class Block:
     """The share of one layer, or of layers that share variables, in a curvature matrix.
 
     Attributes:
-        variables: the layer's trainable variables, those of the matrix first.
+        variables: trainable variables of the layer: those of the matrix, or those that are in none.
         matrix: how they are one matrix; `None` where only the diagonal of the block is kept.
     """
 
@@ -104,13 +104,15 @@ def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> lis
         flat_parameters: the variables of the matrix.
 
     Returns:
-        One block per layer with such variables; one for all layers that share variables.
+        One block per layer with such variables, and a diagonal one beside it where the layer's matrix leaves some out;
+        one for all layers that share variables.
 
     Raises:
         ValueError: if a variable belongs to no layer of its own, or a layer's variables are not taken together.
     """
     wanted = {id(v): v for v in flat_parameters.variables}
-    found = [_block(group) for group in sharing_variables(units(model), lambda layer: layer, flat_parameters)]
+    groups = sharing_variables(units(model), lambda layer: layer, flat_parameters)
+    found = [block for group in groups for block in _blocks(group)]
     seen = {id(v): v for block in found for v in block.variables}
     odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
     if odd:
@@ -125,10 +127,14 @@ def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> lis
     return found
 
 
-def _block(group: list[keras.layers.Layer]) -> Block:
+def _blocks(group: list[keras.layers.Layer]) -> list[Block]:
     own = list({id(v): v for layer in group for v in layer.trainable_variables}.values())
     matrix = rule_for(group[0]).matrix_shape(group[0]) if len(group) == 1 else None
-    return Block(own if matrix is None else matrix.variables, matrix)
+    if matrix is None:
+        return [Block(own, None)]
+    inside = {id(v) for v in matrix.variables}
+    rest = [v for v in own if id(v) not in inside]
+    return [*([Block(rest, None)] if rest else []), Block(matrix.variables, matrix)]
 
 
 def kronecker_sums(

@@ -11,6 +11,7 @@ from tf_natgrad.layers.einsum_dense import EinsumDenseRule
 from tf_natgrad.layers.embedding import EmbeddingRule
 from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.layers.normalization import NormalizationRule
+from tf_natgrad.layers.separable_convolution import SeparableConvolutionRule
 from tf_natgrad.layers.transposed_convolution import TransposedConvolutionRule
 
 _layers = keras.layers
@@ -25,6 +26,7 @@ _RULES: dict[type, Rule] = {
     **dict.fromkeys(
         (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose), TransposedConvolutionRule()
     ),
+    **dict.fromkeys((_layers.SeparableConv1D, _layers.SeparableConv2D), SeparableConvolutionRule()),
     **dict.fromkeys(
         (_layers.BatchNormalization, _layers.LayerNormalization, _layers.RMSNormalization), NormalizationRule()
     ),

@@ -22,7 +22,7 @@ _SMALL = 160
 
 
 class KroneckerBlock(NamedTuple):
-    """The block of one layer: `A (x) G` over the layer's matrix `[d_in, d_out]` in row-major order, or a diagonal.
+    """The block of a layer: `A (x) G` over the layer's matrix `[d_in, d_out]` in row-major order, or a diagonal.
 
     Attributes:
         variables: the layer's variables; a bias is the last row of the matrix. The kernel of a transposed convolution,

@@ -23,8 +23,8 @@ class ConvolutionRule(WeightGradientRule):
     """`Conv1D`, `Conv2D`, `Conv3D` and depthwise forms, with strides, padding, dilation and groups.
 
     With `h_it` the patch of the input that position t of the output sees, the kernel's gradient of column q of
-    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples. Depthwise and grouped ones have no
-    Kronecker factors.
+    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples. Depthwise and grouped ones have
+    no Kronecker factors.
     """
 
     pre_activation = True

@@ -53,6 +53,13 @@ def outputs_and_jacobian(model, x):
     return outputs.numpy().astype("float64"), np.concatenate(blocks, -1).astype("float64")
 
 
+def rows_first(variables):
+    """Where in the variables of a transposed convolution the entries of their matrix are, row by row."""
+    kernel = np.arange(int(np.prod(variables[0].shape))).reshape(variables[0].shape)
+    count = sum(int(np.prod(v.shape)) for v in variables)
+    return np.concatenate([np.swapaxes(kernel, -1, -2).ravel(), np.arange(kernel.size, count)])
+
+
 def targets(y, z, family):
     """One row of targets per position: one-hot for class indices."""
     y = np.asarray(y)

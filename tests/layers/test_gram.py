@@ -78,8 +78,16 @@ VARIANTS = {
     "conv1d_groups": (SERIES, lambda: L.Conv1D(4, 2, groups=2, padding="same")),
     "depthwise2d": (IMAGE, lambda: L.DepthwiseConv2D(3, depth_multiplier=2, activation="tanh")),
     "depthwise1d": (SERIES, lambda: L.DepthwiseConv1D(3, padding="same")),
-    "separable2d": (IMAGE, lambda: L.SeparableConv2D(3, 2)),
-    "transposed2d": (IMAGE, lambda: L.Conv2DTranspose(2, 3)),
+    "separable2d": (IMAGE, lambda: L.SeparableConv2D(3, (2, 3), depth_multiplier=2, activation="tanh")),
+    "separable2d_same_strides": (IMAGE, lambda: L.SeparableConv2D(3, 3, strides=2, padding="same", use_bias=False)),
+    "separable1d_dilation": (SERIES, lambda: L.SeparableConv1D(3, 2, dilation_rate=2)),
+    "transposed2d": (IMAGE, lambda: L.Conv2DTranspose(2, 3, activation="tanh")),
+    "transposed2d_same_strides": (IMAGE, lambda: L.Conv2DTranspose(3, (4, 3), strides=2, padding="same")),
+    "transposed2d_gaps": (IMAGE, lambda: L.Conv2DTranspose(3, (1, 2), strides=(2, 3), padding="same")),
+    "transposed2d_output_padding": (IMAGE, lambda: L.Conv2DTranspose(3, 3, strides=(2, 3), output_padding=(1, 2))),
+    "transposed2d_no_bias": (IMAGE, lambda: L.Conv2DTranspose(3, 2, use_bias=False)),
+    "transposed1d": (SERIES, lambda: L.Conv1DTranspose(3, 4, strides=3, padding="same")),
+    "transposed3d": (VOLUME, lambda: L.Conv3DTranspose(2, (3, 2, 3), strides=(2, 1, 1), padding="same")),
     "layer_norm": (SERIES, L.LayerNormalization),
     "layer_norm_two_axes": (SERIES, lambda: L.LayerNormalization(axis=(1, 2))),
     "layer_norm_no_scale": (SERIES, lambda: L.LayerNormalization(scale=False)),
@@ -115,11 +123,32 @@ def test_layer(name):
     _assert_gram(_variant(name))
 
 
-@pytest.mark.parametrize("make", [lambda: L.Conv2D(2, 3, padding="same"), L.LayerNormalization])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: L.Conv2D(2, 3, padding="same"),
+        lambda: L.Conv2DTranspose(2, 3, padding="same"),
+        lambda: L.SeparableConv2D(2, 3, padding="same"),
+        L.LayerNormalization,
+    ],
+)
 def test_layer_that_is_called_twice(make, rng):
     inputs, layer = keras.Input(IMAGE), make()
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(layer(keras.ops.tanh(layer(inputs))))))
     _assert_gram(Fisher(model, _sparse(), rng.normal(size=(3, *IMAGE))))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_dilated_transposed_convolution_has_the_patches_of_a_wider_one(padding, rng):
+    # TensorFlow has no such layer on a CPU: its taps are every other one of a kernel of twice the width.
+    x, found = tf.constant(rng.normal(size=(2, *IMAGE))), []
+    wide, dilated = (L.Conv2DTranspose(3, size, padding=padding) for size in ((5, 3), (3, 2)))
+    dilated.dilation_rate = (2, 2)
+    output = wide(x)
+    for layer in (wide, dilated):
+        call = _base.LayerCall(layer, (x,), {}, output)
+        found.append(tf.reshape(rule_for(wide).patches(call, x.dtype), [2, -1, *layer.kernel_size, IMAGE[-1]]))
+    assert np.array_equal(found[1], found[0][:, :, ::2, ::2])
 
 
 def test_embedding_that_is_called_twice(rng):

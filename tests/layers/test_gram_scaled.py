@@ -46,6 +46,8 @@ LAYERS = [
     "conv2d_groups",
     "conv2d_no_bias",
     "conv1d_causal",
+    "transposed2d",
+    "separable2d",
     "depthwise2d",
     "layer_norm_no_scale",
     "layer_norm_no_offset",

@@ -1,12 +1,14 @@
 """Kronecker factors against sums over examples, positions and labels that are written out here."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 import scipy.linalg
 import tensorflow as tf
 from keras import layers
-from oracle import FAMILIES, difference, targets
+from oracle import FAMILIES, difference, rows_first, targets
 
 import tf_natgrad as ng
 from tf_natgrad.operators import Fisher, KroneckerFisher
@@ -51,6 +53,31 @@ def _conv(weights, x, tape):
     h = tf.reshape(tf.tanh(s1), [1, -1])
     s2 = _dense(h, *weights[2:], tape)
     return s2, [(patches, s1), (h, s2)]
+
+
+def _transposed(weights, x, tape):
+    """A kernel of 4 x 3 on images 2 x 3 with 2 channels, strides 2 and 1, "same": one row and column are cut off."""
+    patches = np.zeros((4, 3, 4, 3, 2))
+    for i, j, k, m in itertools.product(range(2), range(3), range(4), range(3)):
+        row, column = 2 * i + k - 1, j + m - 1
+        if 0 <= row < 4 and 0 <= column < 3:
+            patches[row, column, k, m] = x[i, j]
+    patches = tf.constant(patches.reshape(12, -1))
+    kernel = tf.reshape(tf.transpose(weights[0], [0, 1, 3, 2]), [-1, 3])
+    s1 = _dense(patches, kernel, weights[1], tape)
+    h = tf.reshape(tf.tanh(s1), [1, -1])
+    s2 = _dense(h, *weights[2:], tape)
+    return s2, [(patches, s1), (h, s2)]
+
+
+def _separable(weights, x, tape):
+    """A kernel of 2 x 2 on images 4 x 3 with 2 channels, no padding, then a pointwise one."""
+    patches = tf.stack([x[i : i + 2, j : j + 2] for i in range(3) for j in range(2)])
+    h = tf.reshape(tf.einsum("tabc,abcm->tcm", patches, weights[0]), [6, -1])
+    s1 = _dense(h, weights[1][0, 0], weights[2], tape)
+    h2 = tf.reshape(tf.tanh(s1), [1, -1])
+    s2 = _dense(h2, *weights[3:], tape)
+    return s2, [(h, s1), (h2, s2)]
 
 
 def _sequence(weights, x, tape):
@@ -112,6 +139,15 @@ def _case(name):
         stack = [layers.Conv2D(3, 2, activation="tanh"), layers.Flatten(), layers.Dense(3)]
         images, labels = rng.normal(size=(N, 4, 3, 2)), rng.integers(0, 3, N)
         return _sequential((4, 3, 2), stack), _conv, CATEGORICAL, "categorical", images, labels
+    if name == "transposed":
+        stack = [layers.Conv2DTranspose(3, (4, 3), strides=(2, 1), padding="same", activation="tanh")]
+        stack += [layers.Flatten(), layers.Dense(3)]
+        images, labels = rng.normal(size=(N, 2, 3, 2)), rng.integers(0, 3, N)
+        return _sequential((2, 3, 2), stack), _transposed, CATEGORICAL, "categorical", images, labels
+    if name == "separable":
+        stack = [layers.SeparableConv2D(4, 2, depth_multiplier=3, activation="tanh"), layers.Flatten(), layers.Dense(3)]
+        images, labels = rng.normal(size=(N, 4, 3, 2)), rng.integers(0, 3, N)
+        return _sequential((4, 3, 2), stack), _separable, CATEGORICAL, "categorical", images, labels
     if name == "sequence":
         stack = [layers.Embedding(7, 4), layers.Activation("tanh"), layers.Dense(3)]
         labels = rng.integers(0, 3, (N, 5))
@@ -123,7 +159,7 @@ def _case(name):
     return _shared_model(), _shared, CATEGORICAL, "categorical", rng.normal(size=(N, 4)), rng.integers(0, 3, N)
 
 
-CASES = ("mlp", "regression", "binary", "linear", "conv", "sequence", "pooled", "shared")
+CASES = ("mlp", "regression", "binary", "linear", "conv", "transposed", "sequence", "pooled", "shared")
 
 
 def oracle(name, case, approximation, empirical=False, sample_weight=None):
@@ -170,8 +206,13 @@ def oracle(name, case, approximation, empirical=False, sample_weight=None):
     return blocks
 
 
-def dense_of(blocks):
-    return scipy.linalg.block_diag(*(np.kron(a, g) for a, g in blocks))
+def dense_of(blocks, name, model):
+    """The matrix over the variables, in their own order."""
+    parts = [np.kron(a, g) for a, g in blocks]
+    if name == "transposed":
+        order = np.argsort(rows_first(model.layers[0].trainable_variables))
+        parts[0] = parts[0][np.ix_(order, order)]
+    return scipy.linalg.block_diag(*parts)
 
 
 @pytest.mark.parametrize("approximation", ["expand", "reduce"])
@@ -185,7 +226,21 @@ def test_factors_are_those_of_the_definition(name, weighted, approximation):
     for kind in ("exact", "empirical"):
         fisher = KroneckerFisher(model, loss, (x, y), fisher=kind, **options)
         expected = oracle(name, case, approximation, kind == "empirical", sample_weight)
-        assert difference(fisher.to_dense(), dense_of(expected)) < 1e-12
+        assert difference(fisher.to_dense(), dense_of(expected, name, model)) < 1e-12
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_of_a_separable_convolution_the_depthwise_kernel_alone_has_a_diagonal(weighted, approximation):
+    case = _case("separable")
+    model, _, loss, _, x, _ = case
+    sample_weight = np.array([1.0, 0.0, 2.0, 0.5, 1.5, 1.0]) if weighted else None
+    found = KroneckerFisher(model, loss, x, sample_weight=sample_weight, approximation=approximation).to_dense()
+    size = model.layers[0].depthwise_kernel.shape.num_elements()
+    diagonal = Fisher(model, loss, x, sample_weight=sample_weight).diag_part()[:size]
+    blocks = oracle("separable", case, approximation, sample_weight=sample_weight)
+    expected = scipy.linalg.block_diag(np.diag(diagonal), dense_of(blocks, "separable", model))
+    assert difference(found, expected) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["mlp", "regression", "binary"])
@@ -225,7 +280,7 @@ def test_labels_that_are_drawn_are_unbiased():
         assert 1e-6 < difference(one.gradients, other.gradients) < 0.08
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "sequence"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "transposed", "sequence"])
 @pytest.mark.parametrize("approximation", ["expand", "reduce"])
 def test_data_sets_and_micro_batches_give_what_a_batch_gives(name, approximation):
     model, _, loss, _, x, y = _case(name)
@@ -238,9 +293,9 @@ def test_data_sets_and_micro_batches_give_what_a_batch_gives(name, approximation
     assert difference(parts.to_dense(), whole) < 1e-13
 
 
-@pytest.fixture
-def fisher():
-    model, _, loss, _, x, _ = _case("mlp")
+@pytest.fixture(params=["mlp", "transposed"])
+def fisher(request):
+    model, _, loss, _, x, _ = _case(request.param)
     return KroneckerFisher(model, loss, x)
 
 
@@ -257,7 +312,7 @@ def test_every_form_is_the_same_matrix(fisher, rng):
 
 
 @pytest.mark.parametrize("damping", [1e-6, 0.1, 10.0])
-@pytest.mark.parametrize("name", ["mlp", "conv", "sequence"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "transposed", "sequence"])
 def test_damped_inverses(name, damping, rng):
     model, _, loss, _, x, _ = _case(name)
     fisher = KroneckerFisher(model, loss, x)
@@ -271,8 +326,8 @@ def test_damped_inverses(name, damping, rng):
         a = np.diag(a) if a.ndim == 1 else a
         pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
         a, g = a + pi * np.sqrt(damping) * np.eye(len(a)), g + np.sqrt(damping) / pi * np.eye(len(g))
-        split.append(np.kron(np.linalg.inv(a), np.linalg.inv(g)))
-    inverse = scipy.linalg.block_diag(*split)
+        split.append((np.linalg.inv(a), np.linalg.inv(g)))
+    inverse = dense_of(split, name, model)
     assert difference(fisher.inverse(damping, split="pi").matvec(vector), inverse @ vector) < 1e-8
     assert difference(fisher.inverse(damping, split="pi").to_dense(), inverse) < 1e-8
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import training
 from keras import layers
-from oracle import difference
+from oracle import difference, rows_first
 
 import tf_natgrad as ng
 from tf_natgrad.layers import convolution
@@ -26,12 +26,22 @@ def _conv():
     return [*stack, layers.Flatten(), layers.Dense(3)]
 
 
+def _transposed():
+    stack = [keras.Input((2, 3, 2)), layers.Conv2DTranspose(3, (3, 2), strides=2, padding="same", activation="tanh")]
+    return [*stack, layers.Flatten(), layers.Dense(3)]
+
+
+def _separable():
+    stack = [keras.Input((4, 3, 2)), layers.SeparableConv2D(3, 2, padding="same", activation="tanh")]
+    return [*stack, layers.Flatten(), layers.Dense(3)]
+
+
 def _tokens():
     pooled = layers.GlobalAveragePooling1D()
     return [keras.Input((4,), dtype="int32"), layers.Embedding(6, 3, mask_zero=True), pooled, layers.Dense(3)]
 
 
-STACKS = {"mlp": _mlp, "conv": _conv, "tokens": _tokens}
+STACKS = {"mlp": _mlp, "conv": _conv, "transposed": _transposed, "separable": _separable, "tokens": _tokens}
 
 
 def _batch(stack, size=6, seed=0):
@@ -56,22 +66,31 @@ def _gradient(model, x, y):
     return FlatParameters(variables).flatten(tape.gradient(loss, [v.value for v in variables]))
 
 
+def _order_of(block):
+    """Where in the variables of a block the entries of its matrix are, row by row."""
+    transposed = block.diagonal is None and "transpose" in block.variables[0].path
+    return (
+        rows_first(block.variables) if transposed else np.arange(sum(v.shape.num_elements() for v in block.variables))
+    )
+
+
 def _dense_inverse(blocks, damping, split):
     """The inverse of each block by NumPy, in the order of the variables."""
     inverses = []
     for block in blocks:
+        own = np.argsort(_order_of(block))
         if block.diagonal is not None:
             inverses.append(np.diag(1.0 / (block.diagonal.numpy() + damping)))
             continue
         a, g = block.inputs.numpy(), block.gradients.numpy()
         a = np.diag(a) if a.ndim == 1 else a
         if split == "exact":
-            inverses.append(np.linalg.inv(np.kron(a, g) + damping * np.eye(len(a) * len(g))))
+            inverses.append(np.linalg.inv(np.kron(a, g) + damping * np.eye(len(a) * len(g)))[np.ix_(own, own)])
             continue
         pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
         a = a + pi * np.sqrt(damping) * np.eye(len(a))
         g = g + np.sqrt(damping) / pi * np.eye(len(g))
-        inverses.append(np.kron(np.linalg.inv(a), np.linalg.inv(g)))
+        inverses.append(np.kron(np.linalg.inv(a), np.linalg.inv(g))[np.ix_(own, own)])
     return inverses
 
 
@@ -179,9 +198,9 @@ def test_patches_of_the_first_examples_are_enough(float64, monkeypatch):
 
 def test_patches_are_counted_where_the_size_of_the_batch_is_not_known(monkeypatch):
     model, (x, y), sizes = _model(_conv, ng.NaturalGradient(fisher="kfac")), _batch(_conv, 20), []
-    patches = convolution._patches
+    patches = convolution.patches_of
     monkeypatch.setattr(_base, "_enough", lambda size: 2 * 6)
-    monkeypatch.setattr(convolution, "_patches", lambda *given: sizes.append(given[1]) or patches(*given))
+    monkeypatch.setattr(convolution, "patches_of", lambda *given: sizes.append(given[1]) or patches(*given))
     data = tf.data.Dataset.from_tensor_slices((tf.cast(x, tf.float32), y)).batch(8)
     model.fit(data, verbose=0)
     # A slice of a batch of any size.
@@ -261,14 +280,14 @@ def test_eigenvalues_of_ekfac_are_second_moments_in_the_eigenbasis(stack, float6
             expected.append(gradient[start : start + size] / (block.diagonal + DAMPING))
         else:
             a, g = block.inputs.numpy(), block.gradients.numpy()
-            size, is_table = len(a) * len(g), a.ndim == 1
+            size, is_table, order = len(a) * len(g), a.ndim == 1, _order_of(block)
             (va, ua), (vg, ug) = (a, np.eye(len(a))) if is_table else np.linalg.eigh(a), np.linalg.eigh(g)
             s = np.maximum(va, 0.0)[:, None] * np.maximum(vg, 0.0)
             if not is_table:
-                own = [p[start : start + size].reshape(len(a), len(g)) for p in parts]
+                own = [p[start : start + size][order].reshape(len(a), len(g)) for p in parts]
                 s = 0.5 * s + 0.5 * sum((ua.T @ v @ ug) ** 2 for v in own)
-            v = gradient.numpy()[start : start + size].reshape(len(a), len(g))
-            expected.append((ua @ ((ua.T @ v @ ug) / (s + DAMPING)) @ ug.T).ravel())
+            v = gradient.numpy()[start : start + size][order].reshape(len(a), len(g))
+            expected.append((ua @ ((ua.T @ v @ ug) / (s + DAMPING)) @ ug.T).ravel()[np.argsort(order)])
         start += size
     assert difference(found, np.concatenate(expected)) < 1e-10
 

@@ -38,7 +38,20 @@ def _shared():
     return inputs, layers.Dense(3)(dense(dense(inputs)))
 
 
-NETWORKS = {"residual": _residual, "attention": _attention, "recurrent": _recurrent, "shared": _shared}
+def _decoder():
+    inputs = keras.Input((6,))
+    x = layers.Reshape((3, 3, 4))(layers.Dense(36, "tanh")(inputs))
+    x = layers.Conv2DTranspose(4, 3, strides=2, padding="same", activation="tanh")(x)
+    return inputs, layers.Dense(3)(layers.Flatten()(layers.SeparableConv2D(2, 3)(x)))
+
+
+NETWORKS = {
+    "residual": _residual,
+    "decoder": _decoder,
+    "attention": _attention,
+    "recurrent": _recurrent,
+    "shared": _shared,
+}
 
 
 def _data(inputs, size=22):

@@ -6,12 +6,13 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.parameters import FlatParameters
 
 # Rows from which on a product with the transpose is formed in blocks, and their number: smaller ones are faster whole.
@@ -50,23 +51,6 @@ class LayerCall:
 
 # Variables with a tensor of the same shape each.
 Squares = list[tuple[keras.Variable, tf.Tensor]]
-
-
-class MatrixShape(NamedTuple):
-    """A layer's variables as one matrix: the first axes of each are rows, the last `output_axes` columns.
-
-    Attributes:
-        variables: the kernel, and the bias as a last row.
-        rows, columns: `d_in` and `d_out`.
-        is_table: whether an input is a row number.
-        has_plain_inputs: whether it acts on the inputs as they are, not on patches of them.
-    """
-
-    variables: list[keras.Variable]
-    rows: int
-    columns: int
-    is_table: bool = False
-    has_plain_inputs: bool = False
 
 
 class Rule(abc.ABC):
@@ -336,7 +320,6 @@ def owns_exactly(layer: keras.layers.Layer, *weights: keras.Variable | None) -> 
 
 __all__ = [
     "LayerCall",
-    "MatrixShape",
     "Rule",
     "Scales",
     "Squares",

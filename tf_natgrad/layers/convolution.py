@@ -11,19 +11,20 @@ import tensorflow as tf
 
 from tf_natgrad.layers._base import (
     LayerCall,
-    MatrixShape,
     Squares,
     WeightGradientRule,
     owns_exactly,
     with_ones,
 )
+from tf_natgrad.layers._matrix import MatrixShape
 
 
 class ConvolutionRule(WeightGradientRule):
     """`Conv1D`, `Conv2D`, `Conv3D` and depthwise forms, with strides, padding, dilation and groups.
 
     With `h_it` the patch of the input that position t of the output sees, the kernel's gradient of column q of
-    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples.
+    example i is `sum_t h_it (x) d_qit`, one batched matrix product over all examples. Depthwise and grouped ones have
+    no Kronecker factors.
     """
 
     pre_activation = True
@@ -39,15 +40,30 @@ class ConvolutionRule(WeightGradientRule):
         columns = layer.kernel.shape[-1]
         return MatrixShape(own, math.prod(layer.kernel.shape[:-1]) + len(own) - 1, columns)
 
+    def patches(self, call: LayerCall, dtype: tf.DType) -> tf.Tensor:
+        """Computes what each output position sees of each group of channels.
+
+        Args:
+            call: of the layer.
+            dtype: in which sums are taken.
+
+        Returns:
+            `[N, T, groups, kernel size * channels]`.
+        """
+        return patches_of(call.layer, tf.cast(call.inputs, dtype), _groups(call.layer))
+
     def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
         layer = calls[0].layer
-        h = tf.concat([_patches(layer, tf.cast(call.inputs, dtype), 1)[:, :, 0] for call in calls], 1)
+        h = tf.concat([self.patches(call, dtype)[:, :, 0] for call in calls], 1)
         return h if layer.bias is None else with_ones(h)
 
     def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:
         kernel, *bias = self.weight_gradients(calls, gradients, dtype)
         # The kernel has its groups next to its output channels.
         sums = [tf.transpose(tf.reduce_sum(kernel**2, [0, 1]), [1, 0, 2]), *(tf.reduce_sum(b**2, [0, 1]) for b in bias)]
+        matrix = self.matrix_shape(calls[0].layer)
+        if matrix is not None:
+            sums = matrix.pieces(tf.concat([tf.reshape(s, [-1, matrix.columns]) for s in sums], 0))
         return [(v, tf.reshape(s, v.shape)) for v, s in zip(self.part_variables(calls), sums, strict=True)]
 
     def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
@@ -61,7 +77,7 @@ class ConvolutionRule(WeightGradientRule):
         groups = _groups(layer)
         kernel, bias = 0.0, 0.0
         for call, d in zip(calls, gradients, strict=True):
-            patches = _patches(layer, tf.cast(call.inputs, dtype), groups)
+            patches = self.patches(call, dtype)
             shape = tf.shape(d)
             d = tf.reshape(tf.cast(d, dtype), [shape[0], shape[1], -1, groups, d.shape[-1] // groups])
             # Columns beside channels: one matrix product per example and group.
@@ -73,11 +89,20 @@ class ConvolutionRule(WeightGradientRule):
 def _groups(layer: keras.layers.Layer) -> int:
     if hasattr(layer, "depth_multiplier"):
         return layer.kernel.shape[-2]
-    return layer.groups
+    return getattr(layer, "groups", 1)
 
 
-def _patches(layer: keras.layers.Layer, inputs: tf.Tensor, groups: int) -> tf.Tensor:
-    """What each output position sees of each group of channels: `[N, T, groups, kernel size * channels]`."""
+def patches_of(layer: keras.layers.Layer, inputs: tf.Tensor, groups: int) -> tf.Tensor:
+    """Computes what each output position of a convolution sees of each group of channels.
+
+    Args:
+        layer: has the size, strides, padding and dilation.
+        inputs: `[N, ..., C]`.
+        groups: into which the channels are split.
+
+    Returns:
+        `[N, T, groups, kernel size * C / groups]`.
+    """
     size, strides, rates = (list(v) for v in (layer.kernel_size, layer.strides, layer.dilation_rate))
     padding = layer.padding
     if padding == "causal":
@@ -120,4 +145,4 @@ def _volume_patches(
     return tf.concat(slices, -1)
 
 
-__all__ = ["ConvolutionRule"]
+__all__ = ["ConvolutionRule", "patches_of"]

@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from tf_natgrad.layers._base import (
     LayerCall,
-    MatrixShape,
     Rule,
     Scales,
     owns_exactly,
@@ -18,6 +17,7 @@ from tf_natgrad.layers._base import (
     with_ones,
     with_positions,
 )
+from tf_natgrad.layers._matrix import MatrixShape
 
 
 class DenseRule(Rule):

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, MatrixShape
+from tf_natgrad.layers._base import LayerCall
+from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers.dense import DenseRule
 
 

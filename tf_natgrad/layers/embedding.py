@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, MatrixShape, WeightGradientRule
+from tf_natgrad.layers._base import LayerCall, WeightGradientRule
+from tf_natgrad.layers._matrix import MatrixShape
 
 
 class EmbeddingRule(WeightGradientRule):

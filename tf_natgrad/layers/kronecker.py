@@ -10,7 +10,8 @@ import keras
 import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
-from tf_natgrad.layers._base import LayerCall, MatrixShape, sharing_variables
+from tf_natgrad.layers._base import LayerCall, sharing_variables
+from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers.capture import Record, over_columns, rule_for_group, units
 from tf_natgrad.layers.registry import FALLBACK, rule_for
 from tf_natgrad.linearize import Linearization
@@ -18,7 +19,7 @@ from tf_natgrad.parameters import FlatParameters
 
 APPROXIMATIONS = ("expand", "reduce")
 _DIAGONAL = (
-    "The Kronecker-factored matrix keeps the diagonal alone of layers that have no Kronecker factors, those of: {}."
+    "The Kronecker-factored matrix keeps the diagonal alone of weights that have no Kronecker factors, those of: {}."
 )
 
 
@@ -27,7 +28,7 @@ class Block:
     """The share of one layer, or of layers that share variables, in a curvature matrix.
 
     Attributes:
-        variables: the layer's trainable variables, those of the matrix first.
+        variables: trainable variables of the layer: those of the matrix, or those that are in none.
         matrix: how they are one matrix; `None` where only the diagonal of the block is kept.
     """
 
@@ -44,8 +45,16 @@ class Block:
 
     def joined(self, tensors: Sequence[tf.Tensor]) -> tf.Tensor:
         """Makes one tensor per variable a matrix `[d_in, d_out]`, or a vector where there is a diagonal."""
-        vector = tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
-        return vector if self.matrix is None else tf.reshape(vector, [self.matrix.rows, self.matrix.columns])
+        if self.matrix is not None:
+            return self.matrix.joined(tensors)
+        return tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
+
+    def pieces(self, part: tf.Tensor) -> list[tf.Tensor]:
+        """The inverse of `joined`: one tensor per variable, in the variables' shapes."""
+        if self.matrix is not None:
+            return self.matrix.pieces(part)
+        parts = tf.split(part, [math.prod(v.shape) for v in self.variables])
+        return [tf.reshape(p, v.shape) for v, p in zip(self.variables, parts, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +88,7 @@ class Layout:
         """Splits the parts of blocks into one tensor per variable, in the variables' shapes."""
         found = {}
         for block, part in zip(self.blocks, parts, strict=True):
-            pieces = tf.split(tf.reshape(part, [-1]), [math.prod(v.shape) for v in block.variables])
-            found |= {id(v): tf.reshape(p, v.shape) for v, p in zip(block.variables, pieces, strict=True)}
+            found |= {id(v): piece for v, piece in zip(block.variables, block.pieces(part), strict=True)}
         return [found[id(v)] for v in self.flat.variables]
 
     def join(self, parts: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -96,13 +104,15 @@ def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> lis
         flat_parameters: the variables of the matrix.
 
     Returns:
-        One block per layer with such variables; one for all layers that share variables.
+        One block per layer with such variables, and a diagonal one beside it where the layer's matrix leaves some out;
+        one for all layers that share variables.
 
     Raises:
         ValueError: if a variable belongs to no layer of its own, or a layer's variables are not taken together.
     """
     wanted = {id(v): v for v in flat_parameters.variables}
-    found = [_block(group) for group in sharing_variables(units(model), lambda layer: layer, flat_parameters)]
+    groups = sharing_variables(units(model), lambda layer: layer, flat_parameters)
+    found = [block for group in groups for block in _blocks(group)]
     seen = {id(v): v for block in found for v in block.variables}
     odd = [v.path for key, v in {**seen, **wanted}.items() if (key in seen) != (key in wanted)]
     if odd:
@@ -117,10 +127,14 @@ def blocks_of(model: keras.layers.Layer, flat_parameters: FlatParameters) -> lis
     return found
 
 
-def _block(group: list[keras.layers.Layer]) -> Block:
+def _blocks(group: list[keras.layers.Layer]) -> list[Block]:
     own = list({id(v): v for layer in group for v in layer.trainable_variables}.values())
     matrix = rule_for(group[0]).matrix_shape(group[0]) if len(group) == 1 else None
-    return Block(own if matrix is None else matrix.variables, matrix)
+    if matrix is None:
+        return [Block(own, None)]
+    inside = {id(v) for v in matrix.variables}
+    rest = [v for v in own if id(v) not in inside]
+    return [*([Block(rest, None)] if rest else []), Block(matrix.variables, matrix)]
 
 
 def kronecker_sums(

@@ -11,6 +11,8 @@ from tf_natgrad.layers.einsum_dense import EinsumDenseRule
 from tf_natgrad.layers.embedding import EmbeddingRule
 from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.layers.normalization import NormalizationRule
+from tf_natgrad.layers.separable_convolution import SeparableConvolutionRule
+from tf_natgrad.layers.transposed_convolution import TransposedConvolutionRule
 
 _layers = keras.layers
 _RULES: dict[type, Rule] = {
@@ -21,6 +23,10 @@ _RULES: dict[type, Rule] = {
         (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D, _layers.DepthwiseConv1D, _layers.DepthwiseConv2D),
         ConvolutionRule(),
     ),
+    **dict.fromkeys(
+        (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose), TransposedConvolutionRule()
+    ),
+    **dict.fromkeys((_layers.SeparableConv1D, _layers.SeparableConv2D), SeparableConvolutionRule()),
     **dict.fromkeys(
         (_layers.BatchNormalization, _layers.LayerNormalization, _layers.RMSNormalization), NormalizationRule()
     ),

@@ -22,10 +22,11 @@ _SMALL = 160
 
 
 class KroneckerBlock(NamedTuple):
-    """The block of one layer: `A (x) G` over the layer's matrix `[d_in, d_out]` in row-major order, or a diagonal.
+    """The block of a layer: `A (x) G` over the layer's matrix `[d_in, d_out]` in row-major order, or a diagonal.
 
     Attributes:
-        variables: the layer's variables; a bias is the last row of the matrix.
+        variables: the layer's variables; a bias is the last row of the matrix. The kernel of a transposed convolution,
+            `[..., out, in]`, enters with its last two axes exchanged.
         inputs: `A`, `[d_in, d_in]`; of an embedding its diagonal `[d_in]`; `None` for a diagonal block.
         gradients: `G`, `[d_out, d_out]`; `None` for a diagonal block.
         diagonal: the diagonal of a block that is no product, `[n_layer]`; else `None`.

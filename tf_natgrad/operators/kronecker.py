@@ -31,9 +31,10 @@ class KroneckerFisher(CurvatureOperator):
     `w_i E[d d^T]` over the gradients `d` of the log-likelihood at its outputs, for labels drawn from the model. It is
     exact for one example at one position, and for deep linear networks with squared error; elsewhere an approximation.
 
-    Dense, Conv1D, Conv2D and Embedding layers have such a product (that of an Embedding has a diagonal `A`). Of other
-    layers (normalisation, depthwise and grouped convolutions, recurrent layers, one's own) only the exact diagonal is
-    kept; `blocks` tells. A layer that is called several times has all of its calls as positions.
+    Dense, EinsumDense, Embedding (with a diagonal `A`) and convolutional layers have such a product, transposed ones
+    too, and the pointwise kernels of separable ones. Of other weights (depthwise kernels, grouped convolutions,
+    normalisation, recurrent layers, one's own) only the exact diagonal is kept; `blocks` tells. A layer that is called
+    several times has all of its calls as positions.
 
     >>> import keras, tensorflow as tf
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(2)])
@@ -89,7 +90,7 @@ class KroneckerFisher(CurvatureOperator):
 
     @property
     def blocks(self) -> list[KroneckerBlock]:
-        """The blocks, one per layer."""
+        """The blocks, one per layer, and two of a separable convolution."""
         return self._factors.value.blocks
 
     def prepare(self) -> None:

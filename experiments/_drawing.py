@@ -6,15 +6,17 @@ import os
 import pathlib
 import textwrap
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY, BLACK = (
+# Okabe and Ito's colours, which the colour-blind can tell apart, and a brown.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, GREY, BROWN, BLACK = (
     "#0072B2",
     "#E69F00",
     "#009E73",
     "#D55E00",
     "#CC79A7",
     "#56B4E9",
+    "#F0E442",
     "#888888",
+    "#8B5A2B",
     "#000000",
 )
 

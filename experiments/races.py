@@ -1,4 +1,4 @@
-"""Races: iterations and seconds that optimizers need to stated targets, on five problems.
+"""Races: iterations and seconds that optimizers need to stated targets, on stated problems.
 
 Every contestant has a grid of four settings and the same budget: seconds of training on one core. Each setting is
 tried on one tuning seed, and the best of them (the tightest target reached, then the seconds to it, then the metric
@@ -38,248 +38,53 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log
-from _drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, pyplot, save, set_caption, title_of
+from _drawing import (
+    BLACK,
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    YELLOW,
+    pyplot,
+    save,
+    set_caption,
+    title_of,
+)
+from _raced import (
+    DEFAULTS_SEEDS,
+    DIVERGED,
+    LEARNING_RATES,
+    NATURAL,
+    OWN_BATCH,
+    PROBLEMS,
+    REGRESSION_INTERVAL,
+    REGRESSION_POINTS,
+    SEEDS,
+    TUNING_SEED,
+    network,
+)
 from _recording import Recorder, Row, as_text, read_rows
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--table` need not wait for TensorFlow.
 
 LOGGER = logging.getLogger("tf_natgrad")
 
-# --- What is raced: committed before the first run -------------------------------------------------------------------
-
-TUNING_SEED = 100
-SEEDS = (0, 1, 2)
-# Nothing is tuned: the tuning seed's time goes into more seeds.
-DEFAULTS_SEEDS = (0, 1, 2, 3, 4)
-DIVERGED = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is to be learned, and how far.
-
-    Attributes:
-        title: for people.
-        metric: what the targets are about; less is better.
-        targets: from the loosest to the tightest.
-        budget: seconds of training.
-        batch_size: examples per iteration; all of them if `None`.
-        image_size: of MNIST; no images if `None`.
-        test_images: how many test images are looked at.
-        evaluations: about how many there are in a run that takes the whole budget (up to twice as many).
-        xla: whether XLA compiles the first-order contestants: it does where that is faster on one core.
-        precision: Keras's `floatx`.
-    """
-
-    title: str
-    metric: str
-    targets: tuple[float, ...]
-    budget: float
-    batch_size: int | None
-    image_size: int | None
-    test_images: int = 10_000
-    evaluations: int = 30
-    xla: bool = False
-    precision: str = "float32"
-
-
-PROBLEMS: dict[str, Problem] = {
-    "blog": Problem("softmax regression, 14x14", "test loss (nats)", (0.5, 0.4, 0.35), 4.0, 32, 14),
-    "mlp": Problem("784-512-512-10, relu", "test error", (0.05, 0.03, 0.025), 12.0, 128, 28, xla=True),
-    "conv": Problem("2c2d, 3.3 million weights", "test error", (0.05, 0.03, 0.02), 18.0, 64, 28, 2_000),
-    "autoencoder": Problem(
-        "autoencoder 784-1000-500-250-30-...", "test loss (nats per pixel)", (0.2, 0.15, 0.12), 36.0, 256, 28, 2_000
-    ),
-    "regression": Problem(
-        "1-64-64-1, tanh, 256 points", "training loss", (1e-2, 1e-4, 1e-6), 10.0, None, None, precision="float64"
-    ),
-}
-# Units decided on seed 1000, of no race. With sigmoid units and Glorot's initialisation the first hundreds of steps lie
-# on a plateau near 0.265, the loss of predicting the mean image: Adam (rate 0.001) leaves it after 10 s and is at 0.19
-# after 25, the natural gradients that were looked at (Monte-Carlo Gram, CG) had not left it by then. A race there would
-# tell no more than that; with tanh units all contestants move.
-AUTOENCODER_UNITS = "tanh"
-# y = sin(8 pi x) + x/2 at equidistant points of this interval: eight periods of the sine.
-REGRESSION_INTERVAL = (-1.0, 1.0)
-REGRESSION_POINTS = 256
-
-# First-order contestants: learning rates about half a decade apart around what is customary. AdamW has Keras's weight
-# decay, 0.004.
-LEARNING_RATES: dict[str, dict[str, tuple[float, ...]]] = {
-    "blog": {
-        "sgd": (0.1, 0.3, 1.0, 3.0),
-        "momentum": (0.01, 0.03, 0.1, 0.3),
-        "adam": (1e-3, 3e-3, 1e-2, 3e-2),
-        "adamw": (1e-3, 3e-3, 1e-2, 3e-2),
-    },
-    "mlp": {
-        "sgd": (0.03, 0.1, 0.3, 1.0),
-        "momentum": (0.01, 0.03, 0.1, 0.3),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
-    "conv": {
-        "sgd": (0.03, 0.1, 0.3, 1.0),
-        "momentum": (0.01, 0.03, 0.1, 0.3),
-        "adam": (1e-4, 3e-4, 1e-3, 3e-3),
-        "adamw": (1e-4, 3e-4, 1e-3, 3e-3),
-    },
-    # The loss is a mean over pixels: rates that are customary for sums are 784 times larger here.
-    "autoencoder": {
-        "sgd": (1.0, 3.0, 10.0, 30.0),
-        "momentum": (0.3, 1.0, 3.0, 10.0),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
-    "regression": {
-        "sgd": (0.01, 0.03, 0.1, 0.3),
-        "momentum": (0.003, 0.01, 0.03, 0.1),
-        "adam": (1e-3, 3e-3, 1e-2, 3e-2),
-        "adamw": (1e-3, 3e-3, 1e-2, 3e-2),
-    },
-}
-
-# Natural gradient: arguments of `NaturalGradient`. An object is written {"ClassName": {its arguments}}; it is looked
-# up in `tf_natgrad`, then in `tf_natgrad.solvers`. Each grid holds the plain update with one damping (where it does not
-# diverge at once), adaptive damping, and cheaper Fishers or solves.
-_PLAIN = {"max_kl": 0.1, "line_search": None}
-
-
-def _lm(initial: float, **options: Any) -> dict[str, Any]:
-    return {"damping": {"LevenbergMarquardt": {"initial": initial, **options}}}
-
-
-def _cg(iterations: int, rtol: float = 1e-3) -> dict[str, Any]:
-    options = {"rtol": rtol, "max_iterations": iterations, "stopping": "progress"}
-    return {"solver": {"ConjugateGradient": options}}
-
-
-def _kfac(recipe: str, **options: Any) -> dict[str, Any]:
-    return {"fisher": {"KFAC": {"recipe": recipe}}, **options}
-
-
-def _relative(initial: float) -> dict[str, Any]:
-    return _lm(initial, relative=True)
-
-
-_GRAM = {"solver": "gram"}
-# One label per example drawn from the model: a Gram matrix of the size of the batch.
-_MC = {"solver": "gram", "fisher": "mc", "momentum": "optimal"}
-NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
-    "blog": {
-        "gram": (
-            {**_GRAM, "learning_rate": 0.7, "damping": 0.1, "max_kl": None, "line_search": None},
-            {**_GRAM, "learning_rate": 0.7, **_lm(0.1), "momentum": 0.9},
-            {**_GRAM, "learning_rate": 0.7, **_lm(0.1)},
-            {**_GRAM, "learning_rate": 0.3, **_lm(1.0), "max_kl": 0.02},
-        ),
-        "cg": (
-            {**_cg(30, 1e-2), "learning_rate": 0.7, "damping": 0.1, "max_kl": None, "line_search": None},
-            {**_cg(30, 1e-2), "learning_rate": 0.7, "damping": 0.3, "max_kl": None, "line_search": None},
-            {**_cg(30, 1e-2), "learning_rate": 0.7, **_lm(0.1)},
-            {**_cg(30, 1e-2), "learning_rate": 0.3, **_lm(1.0), "max_kl": 0.02},
-        ),
-        "kfac": (
-            _kfac("fixed"),
-            _kfac("fixed", damping=0.03),
-            _kfac("fixed", max_kl=5e-4),
-            _kfac("quadratic"),
-        ),
-    },
-    "mlp": {
-        "gram": (
-            {**_GRAM, "learning_rate": 0.7, "damping": 0.1, **_PLAIN},
-            {**_GRAM, "learning_rate": 0.7, **_lm(0.1)},
-            {**_GRAM, "learning_rate": 0.7, **_lm(0.1), "momentum": 0.9},
-            {**_MC, "learning_rate": 1.0, **_lm(0.1)},
-        ),
-        "cg": (
-            {**_cg(10), "learning_rate": 0.7, "damping": 0.1, **_PLAIN},
-            {**_cg(10), "learning_rate": 0.7, "damping": 0.3, **_PLAIN, "max_kl": 0.05},
-            {**_cg(10), "learning_rate": 0.7, **_lm(0.1), "warm_start": 0.95},
-            {**_cg(5), "learning_rate": 0.5, **_lm(0.1), "momentum": "optimal"},
-        ),
-        "kfac": (
-            _kfac("fixed", damping=0.003),
-            _kfac("fixed"),
-            _kfac("fixed", damping=0.03),
-            _kfac("fixed", max_kl=1e-4),
-        ),
-    },
-    "conv": {
-        "gram": (
-            {**_GRAM, "learning_rate": 0.7, **_lm(0.1)},
-            {**_MC, "learning_rate": 1.0, **_lm(0.1)},
-            {**_MC, "learning_rate": 0.5, **_lm(0.01)},
-            {"solver": "gram", "fisher": "mc", "learning_rate": 0.7, "damping": 0.1, **_PLAIN},
-        ),
-        "cg": (
-            {**_cg(10), "learning_rate": 0.7, "damping": 0.1, **_PLAIN},
-            {**_cg(10), "learning_rate": 0.7, **_lm(0.1), "warm_start": 0.95},
-            {**_cg(5), "learning_rate": 0.7, **_lm(0.1), "momentum": "optimal"},
-            {**_cg(5), "learning_rate": 0.7, **_lm(1.0), "momentum": "optimal"},
-        ),
-        "kfac": (
-            _kfac("fixed", damping=0.003),
-            _kfac("fixed"),
-            _kfac("fixed", damping=0.03),
-            _kfac("fixed", max_kl=1e-4),
-        ),
-    },
-    # 784 outputs x 256 rows do not fit into the exact Gram matrix.
-    "autoencoder": {
-        "gram": (
-            {**_MC, "learning_rate": 1.0, **_lm(1e-6), "max_kl": None},
-            {**_MC, "learning_rate": 1.0, **_lm(1e-4), "max_kl": None},
-            {**_MC, "learning_rate": 0.7, **_lm(1e-6), "max_kl": None},
-            {**_MC, "learning_rate": 1.0, **_lm(1e-5), "max_kl": None, "momentum": 0.9},
-        ),
-        "cg": (
-            {**_cg(20), "learning_rate": 1.0, **_lm(1e-5), "max_kl": None, "warm_start": 0.95},
-            {**_cg(20), "learning_rate": 1.0, **_lm(1e-4), "max_kl": None, "warm_start": 0.95},
-            {**_cg(10), "learning_rate": 1.0, **_lm(1e-5), "max_kl": None, "warm_start": 0.95, "momentum": "optimal"},
-            {**_cg(10), "learning_rate": 1.0, **_lm(1e-4), "max_kl": None, "warm_start": 0.95, "momentum": "optimal"},
-        ),
-        "kfac": (
-            _kfac("quadratic"),
-            _kfac("quadratic", **_relative(1.0)),
-            _kfac("quadratic", **_relative(10.0)),
-            _kfac("quadratic", line_search=None),
-        ),
-    },
-    "regression": {
-        "gram": (
-            {**_GRAM, "learning_rate": 1.0, **_lm(0.01)},
-            {**_GRAM, "learning_rate": 1.0, **_lm(0.01), "max_kl": None, "momentum": 0.9},
-            {**_GRAM, "learning_rate": 1.0, **_lm(0.01, decay=0.9), "max_kl": None},
-            {**_GRAM, "learning_rate": 1.0, **_lm(1e-3, decay=0.8, period=1), "max_kl": None},
-        ),
-        "cg": (
-            {**_cg(100), "learning_rate": 1.0, **_lm(0.01), "warm_start": 0.95},
-            {**_cg(100), "learning_rate": 1.0, **_lm(1e-3), "warm_start": 0.95, "max_kl": None},
-            {**_cg(200, 1e-4), "learning_rate": 1.0, **_lm(0.01), "max_kl": None},
-            {**_cg(100), "learning_rate": 1.0, **_lm(1e-3, decay=0.8, period=1), "max_kl": None},
-        ),
-        "kfac": (
-            _kfac("quadratic"),
-            _kfac("quadratic", **_relative(0.3)),
-            _kfac("quadratic", **_lm(1e-3, decay=0.8, period=1)),
-            _kfac("quadratic", momentum=0.0),
-        ),
-    },
-}
-
-# --- End of what is raced --------------------------------------------------------------------------------------------
-
 FIRST_ORDER = ("sgd", "momentum", "adam", "adamw")
+OWN = "adam_own"
 COLOURS = {
     "sgd": GREY,
     "momentum": SKY,
     "adam": ORANGE,
     "adamw": RED,
+    OWN: BROWN,
     "gram": GREEN,
     "cg": BLUE,
     "kfac": BLACK,
+    "ekfac": YELLOW,
     "defaults": PURPLE,
 }
 CONTESTANTS = tuple(COLOURS)
@@ -288,9 +93,11 @@ NAMES = {
     "momentum": "SGD, Nesterov momentum 0.9",
     "adam": "Adam",
     "adamw": "AdamW",
+    OWN: "Adam, its own batch",
     "gram": "natural gradient, Gram",
     "cg": "natural gradient, CG",
     "kfac": "natural gradient, K-FAC",
+    "ekfac": "natural gradient, EKFAC",
     "defaults": "natural gradient, defaults",
 }
 KEY_COLUMNS = ("problem", "dataset", "contestant", "setting", "seed", "budget", "threads")
@@ -308,12 +115,14 @@ Setting = Mapping[str, Any]
 
 
 def grid(problem: str, contestant: str) -> tuple[Setting, ...]:
-    """The settings of a contestant: arguments of its optimizer."""
+    """The settings of a contestant: arguments of its optimizer, and its batch size if not the problem's; or none."""
     if contestant == "defaults":
-        return ({},)
+        return ({},) if "gram" in NATURAL[problem] else ()
+    if contestant == OWN:
+        return OWN_BATCH.get(problem, ())
     if contestant in FIRST_ORDER:
         return tuple({"learning_rate": rate} for rate in LEARNING_RATES[problem][contestant])
-    return NATURAL[problem][contestant]
+    return NATURAL[problem].get(contestant, ())
 
 
 def setting_text(setting: Setting) -> str:
@@ -400,44 +209,17 @@ class Task:
             self.dataset, self.image_size = data.name, data.image_size
             tests = slice(self.problem.test_images)
             arrays = (data.x_train, data.y_train, data.x_test[tests], data.y_test[tests])
-            if name == "conv":
+            if name in ("conv", "resnet"):
                 shape = (-1, data.image_size, data.image_size, 1)
                 arrays = (arrays[0].reshape(shape), arrays[1], arrays[2].reshape(shape), arrays[3])
-            if name == "autoencoder":
+            if name in OWN_BATCH:
                 arrays = (arrays[0], arrays[0], arrays[2], arrays[2])
         self.x, self.y, self.x_test, self.y_test = map(tf.constant, arrays)
 
-    def network(self):
-        """The network and its loss; Keras's global seed decides the weights."""
-        import keras
-
-        dense, inputs = keras.layers.Dense, keras.Input(self.x.shape[1:])
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        if self.name == "blog":
-            layers = [dense(10, use_bias=False)]
-        elif self.name == "mlp":
-            layers = [dense(512, "relu"), dense(512, "relu"), dense(10)]
-        elif self.name == "conv":
-            layers = []
-            for channels in (32, 64):
-                layers.append(keras.layers.Conv2D(channels, 5, padding="same", activation="relu"))
-                layers.append(keras.layers.MaxPooling2D(2))
-            layers += [keras.layers.Flatten(), dense(1024, "relu"), dense(10)]
-        elif self.name == "autoencoder":
-            units, half = AUTOENCODER_UNITS, (1000, 500, 250)
-            layers = [dense(width, units) for width in half] + [dense(30)]
-            layers += [dense(width, units) for width in reversed(half)] + [dense(self.x.shape[-1])]
-            loss = keras.losses.BinaryCrossentropy(from_logits=True)
-        else:
-            layers = [dense(64, "tanh"), dense(64, "tanh"), dense(1)]
-            loss = keras.losses.MeanSquaredError()
-        return keras.Sequential([inputs, *layers]), loss
-
-    def batches(self, seed: int) -> Iterator[tuple]:
+    def batches(self, seed: int, size: int | None) -> Iterator[tuple]:
         """Batches without end: one shuffled pass through the training set after another, or the whole set."""
         import tensorflow as tf
 
-        size = self.problem.batch_size
         if size is None:
             while True:
                 yield self.x, self.y
@@ -475,6 +257,7 @@ def optimizer_of(contestant: str, arguments: Setting):
         "momentum": lambda **kwargs: keras.optimizers.SGD(momentum=0.9, nesterov=True, **kwargs),
         "adam": keras.optimizers.Adam,
         "adamw": keras.optimizers.AdamW,
+        OWN: keras.optimizers.Adam,
     }
     return classes.get(contestant, ng.NaturalGradient)(**{name: made(value) for name, value in arguments.items()})
 
@@ -494,14 +277,16 @@ class Contest:
 
         self.task = task
         keras.utils.set_random_seed(run.seed)
-        self.network, self.loss = task.network()
-        is_natural = run.contestant not in FIRST_ORDER
+        self.network, self.loss = network(task.name, tuple(task.x.shape[1:]))
+        is_natural = run.contestant not in (*FIRST_ORDER, OWN)
+        options = dict(run.arguments)
+        self._size = options.pop("batch_size", task.problem.batch_size)
         self.model = ng.natural_gradient_model(self.network) if is_natural else self.network
         # XLA makes loops of CG many times slower on a CPU, and the Gram solver cannot have it.
         xla = task.problem.xla and not is_natural
-        self.model.compile(optimizer_of(run.contestant, run.arguments), self.loss, jit_compile=xla)
+        self.model.compile(optimizer_of(run.contestant, options), self.loss, jit_compile=xla)
         self.model.optimizer.build(self.model.trainable_variables)
-        self._batches = task.batches(run.seed)
+        self._batches = task.batches(run.seed, self._size)
         self._evaluate = self._compiled_evaluation()
         self._warm_up()
 
@@ -509,7 +294,7 @@ class Contest:
         """Traces the step and the evaluation by making one of each, and puts everything back."""
         self.model.make_train_function()
         # Those of the run are not touched: this is the first of a series of its own.
-        batch = next(self.task.batches(TUNING_SEED))
+        batch = next(self.task.batches(TUNING_SEED, self._size))
         from tf_natgrad.errors import NonFiniteError
 
         before = [(v, v.numpy()) for v in self._state()]
@@ -802,6 +587,7 @@ def run_all(arguments: argparse.Namespace, tasks: Mapping[str, Task], path: path
         (name, contestant): plan(arguments, name, task.dataset, contestant)
         for name, task in tasks.items()
         for contestant in arguments.contestants
+        if grid(name, contestant)
     }
     recorder = Recorder(
         path,
@@ -874,7 +660,7 @@ def write_summary(rows: Sequence[Row], path: pathlib.Path) -> list[Row]:
 
 
 # Natural gradients with a grid, and their columns.
-_TUNED = {"gram": "Gram", "cg": "CG", "kfac": "K-FAC"}
+_TUNED = {"gram": "Gram", "cg": "CG", "kfac": "K-FAC", "ekfac": "EKFAC"}
 
 
 def table(summary: Sequence[Row]) -> str:
@@ -884,7 +670,8 @@ def table(summary: Sequence[Row]) -> str:
         summary: rows of the summary.
 
     Returns:
-        Lines; the last column is seconds of the best first-order contestant over those of the best tuned natural one.
+        Lines; the last columns are seconds of the best first-order contestant, at the problem's batch and at its own,
+        over those of the best tuned natural one.
     """
     head = (
         "problem",
@@ -893,8 +680,10 @@ def table(summary: Sequence[Row]) -> str:
         "Gram",
         "CG",
         "K-FAC",
+        "EKFAC",
         "defaults",
         "first-order / natural gradient, seconds",
+        "the same at Adam's own batch",
     )
     lines = [_line(head), _line(["---"] * len(head))]
     by_target: dict[tuple[str, str], dict[str, Row]] = {}
@@ -904,7 +693,8 @@ def table(summary: Sequence[Row]) -> str:
         first = min((found[c] for c in FIRST_ORDER if c in found), key=_lateness, default=None)
         natural = min((found[c] for c in _TUNED if c in found), key=_lateness, default=None)
         cells = [_cell(first, named=True), *(_cell(found.get(c)) for c in (*_TUNED, "defaults"))]
-        lines.append(_line([name, f"{PROBLEMS[name].metric} {target}", *cells, _ratio(first, natural)]))
+        ratios = [_ratio(first, natural), _ratio(found[OWN], natural) if OWN in found else ""]
+        lines.append(_line([name, f"{PROBLEMS[name].metric} {target}", *cells, *ratios]))
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from tf_natgrad.layers import convolution
 from tf_natgrad.operators import Fisher, KroneckerFisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners import _base
+from tf_natgrad.preconditioners._inverses import LowRank
 
 DAMPING = 0.02
 
@@ -182,6 +183,39 @@ def test_a_large_factor_is_inverted_by_its_leading_eigenpairs(float64):
     assert "rank 8" in info.why
     # Five examples make a factor of rank five.
     assert difference(directions[1], directions[0]) < 1e-8
+
+
+def test_the_leading_eigenpairs_lengthen_no_direction_more_than_twice_too_much(float64):
+    # A third of the eigenvalues below the leading ones are as large as they, and the mean of the others is small.
+    factor, rank = np.diag(np.r_[np.full(12, 3.0), np.full(18, 1e-6)]), 6
+    inverse = LowRank(30, rank)
+    parts = [tf.constant(np.linalg.qr(np.random.default_rng(0).normal(size=(30, rank)))[0])]
+    for _ in range(3):
+        parts, _ = inverse.of(tf.constant(factor), tf.constant(DAMPING, tf.float64), parts)
+    found = inverse.times(tf.eye(30, dtype=tf.float64), parts).numpy()
+    lengthened = np.linalg.eigvals(found @ (factor + DAMPING * np.eye(30))).real
+    assert 1.9 < lengthened.max() < 2.0 + 1e-9
+
+
+def test_the_fixed_recipe_takes_leading_eigenpairs_and_what_is_given_is_kept():
+    def stack():
+        return [keras.Input((300,)), layers.Dense(4), layers.Dense(3)]
+
+    whole, given = "dense x dense", "rank 100 x dense"
+    for kfac, form in ((ng.KFAC(), whole), (ng.KFAC("fixed"), "rank 64 x dense"), (ng.KFAC("fixed", rank=100), given)):
+        kfac.build(_model(stack))
+        assert f"{form}, " in kfac.describe()
+        assert ng.KFAC(**kfac.get_config()).periods == kfac.periods
+
+
+def test_many_eigenvectors_are_announced(caplog):
+    def stack():
+        return [keras.Input((2100,)), layers.Dense(2)]
+
+    for kfac in (ng.KFAC(), ng.EKFAC()):
+        assert not caplog.messages
+        kfac.build(_model(stack))
+    assert "EKFAC decomposes" in caplog.text and "2,101 eigenvectors" in caplog.text
 
 
 def test_patches_of_the_first_examples_are_enough(float64, monkeypatch):

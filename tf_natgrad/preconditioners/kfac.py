@@ -11,6 +11,14 @@ from tf_natgrad.preconditioners._labels import KINDS
 from tf_natgrad.preconditioners._recipes import RECIPES, Recipe
 
 
+# Above it an eigendecomposition takes seconds on a CPU: 10 s for 3,137.
+_SLOW = 2048
+_DECOMPOSES = (
+    "{} decomposes the factor of {} into its {:,} eigenvectors at each inversion, which takes seconds on a CPU. "
+    "`KFAC(damping_split='pi')` keeps the leading ones."
+)
+
+
 class KFAC(Preconditioner):
     """Kronecker-factored approximate curvature: running averages of the factors of each layer's Fisher.
 
@@ -121,6 +129,10 @@ class KFAC(Preconditioner):
 
     def _state_of(self, block: Block) -> BlockState:
         if self._options["damping_split"] == "exact":
+            size = max(block.matrix.columns, 0 if block.matrix.is_table else block.matrix.rows)
+            if size > _SLOW:
+                text = _DECOMPOSES.format(type(self).__name__, block.variables[0].path, size)
+                _checks.log_once(text, key=text)
             return EigenState(block)
         return SplitState(block, self._upkeep.rank, self._upkeep.largest)
 

@@ -145,9 +145,7 @@ def test_gradients_in_the_weights_are_those_of_tapes():
 
     def of_tapes():
         value, first, second = by_tapes(network, x)
-        return (
-            tf.reduce_sum(value**2) + tf.reduce_sum(tf.sin(first)) + tf.reduce_sum(tf.linalg.trace(second) ** 2)
-        )
+        return tf.reduce_sum(value**2) + tf.reduce_sum(tf.sin(first)) + tf.reduce_sum(tf.linalg.trace(second) ** 2)
 
     gradients = []
     for function in (of_streams, of_tapes):

@@ -2,5 +2,15 @@
 
 from tf_natgrad.pde.derivatives import derivatives, laplacian
 from tf_natgrad.pde.features import FourierFeatures, HardBoundary
+from tf_natgrad.pde.optimizer import natural_gradient
+from tf_natgrad.pde.residuals import Coefficient, ResidualModel
 
-__all__ = ["FourierFeatures", "HardBoundary", "derivatives", "laplacian"]
+__all__ = [
+    "Coefficient",
+    "FourierFeatures",
+    "HardBoundary",
+    "ResidualModel",
+    "derivatives",
+    "laplacian",
+    "natural_gradient",
+]

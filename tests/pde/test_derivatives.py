@@ -182,7 +182,7 @@ def test_layers_without_a_rule_are_refused_by_name(layer, words):
 
 def test_the_message_says_the_general_way():
     network = keras.Sequential([keras.Input((2,)), layers.LayerNormalization(), layers.Dense(1)])
-    with pytest.raises(ValueError, match="GradientTape.*'cg'"):
+    with pytest.raises(ValueError, match=r"GradientTape.*'cg'"):
         ng.pde.laplacian(network, tf.ones([2, 2]))
 
 

@@ -71,7 +71,7 @@ def policies() -> None:
 
 
 def equations() -> None:
-    u, du, laplacian = ng.pde.laplacian(NETWORK, X)
+    ng.pde.laplacian(NETWORK, X)
     ng.pde.derivatives(NETWORK, X, [(), (0,), (0, 1)])
     model = ng.pde.ResidualModel(
         NETWORK, {"inside": lambda u, x: ng.pde.laplacian(u, x)[2]}, weights={"inside": 2.0}, residuals=3

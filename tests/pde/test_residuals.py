@@ -72,6 +72,11 @@ def test_a_term_sees_its_own_points_alone():
     assert np.isfinite(history).all() and history[-1] < history[0]
 
 
+def test_it_does_not_mind_functional_models():
+    ng.natural_gradient_model(network())
+    assert poisson().term_names == ("inside", "boundary")
+
+
 def test_points_can_be_drawn_anew():
     model, seeds = poisson(), []
 

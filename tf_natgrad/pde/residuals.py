@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
-from tf_natgrad.training import NaturalGradientModel
+from tf_natgrad.training import NaturalGradientMixin
 
 # Of a network and points `[N, d]`, to residuals `[N, C]`.
 Residual = Callable[[keras.Model, tf.Tensor], tf.Tensor]
@@ -68,7 +68,8 @@ class Coefficient(keras.layers.Layer):
         return super().get_config() | {"initial": self.initial}
 
 
-class ResidualModel(NaturalGradientModel):
+# Not `NaturalGradientModel`: Keras makes a Functional class of that for good once it is given inputs and outputs.
+class ResidualModel(NaturalGradientMixin, keras.Model):
     """A network with the residuals of its equations: `fit` makes `sum_k weight_k mean(residual_k^2)` small.
 
     Each term (the equation inside, boundary and initial values, data) has its own points. A term is a function of the

@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tf_natgrad import _moved, distributions, errors, operators, parameters, preconditioners, rl, solvers, spectrum
+from tf_natgrad import _moved, distributions, errors, operators, parameters, pde, preconditioners, rl, solvers, spectrum
 from tf_natgrad.preconditioners import EKFAC, KFAC
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training import (
@@ -47,6 +47,7 @@ __all__ = [
     "natural_gradient_model",
     "operators",
     "parameters",
+    "pde",
     "preconditioners",
     "rl",
     "solvers",

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import keras
 import tensorflow as tf
+from keras.src.models import functional
 
 # Versions with which tests/house/test_keras.py was run.
 CHECKED = {"keras": ("3.15",), "tensorflow": ("2.20", "2.21")}
@@ -118,6 +119,27 @@ def all_layers(model: Any, *, include_self: bool = True, recursive: bool = True)
         The layers, each once.
     """
     return list(model._flatten_layers(include_self=include_self, recursive=recursive))
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is Sequential or Functional and computes no more than its layers (`Functional.call`)."""
+    plain = (keras.Sequential.call, functional.Functional.call)
+    return isinstance(model, keras.Model) and any(type(model).call is call for call in plain)
+
+
+def run_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Runs the graph of a model on any objects in place of tensors (`Functional._run_through_graph`).
+
+    Args:
+        model: a built model that `is_graph`.
+        inputs: in place of the model's inputs.
+        call: of an operation (a layer, say), and what stands for its arguments; to what stands for its outputs.
+
+    Returns:
+        What stands for the model's outputs, in their structure.
+    """
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    return graph._run_through_graph(inputs, operation_fn=lambda operation: functools.partial(call, operation))
 
 
 def takes_training(model: Any) -> bool:
@@ -364,6 +386,7 @@ __all__ = [
     "count_step",
     "draws_random_numbers",
     "graph_now",
+    "is_graph",
     "kept_with",
     "logits_behind",
     "loss_weights_of",
@@ -371,6 +394,7 @@ __all__ = [
     "optimized_variables",
     "options_of",
     "replace_attribute",
+    "run_graph",
     "scalar_summary_metadata",
     "slot_of",
     "state_of_layer",

@@ -12,7 +12,7 @@ import pytest
 import tf_natgrad
 
 ROOT = str(pathlib.Path(tf_natgrad.__file__).parent)
-AREAS = ("operators", "solvers", "preconditioners", "training", "distributions", "rl")
+AREAS = ("operators", "solvers", "preconditioners", "training", "distributions", "pde", "rl")
 # Public names that are no doors, or are tried through others.
 NO_DOORS = {
     "tf_natgrad": {"NaturalGradientMixin", "NaturalGradientModel", "NaturalGradientSequential"},

@@ -222,6 +222,20 @@ def test_all_layers(model):
     assert _keras.all_layers(model.layers[1], include_self=False) == []
 
 
+def test_is_graph(model):
+    functional = keras.Model(model.inputs, model.outputs)
+    subclassed = type("Subclassed", (keras.Model,), {"call": lambda self, x: x})()
+    assert _keras.is_graph(model) and _keras.is_graph(functional)
+    assert _keras.is_graph(tf_natgrad.natural_gradient_model(functional))
+    assert not any(map(_keras.is_graph, (subclassed, Double(), len)))
+
+
+def test_run_graph_takes_any_objects(model):
+    seen = []
+    found = _keras.run_graph(model, "x", lambda layer, given, **options: seen.append(layer) or f"{given}{len(seen)}")
+    assert found == "x12" and seen == model.layers
+
+
 def test_takes_training(model):
     assert _keras.takes_training(model) and not _keras.takes_training(Double())
     assert _keras.takes_training(lambda x, training: x)

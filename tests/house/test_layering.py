@@ -20,7 +20,7 @@ LAYERS = [
     {"solvers", "spectrum"},
     {"steps"},
     {"preconditioners"},
-    {"training"},
+    {"training", "pde"},
     {"rl", "data"},
 ]
 # Within a row, what else is forbidden, of rooms and of rooms within rooms: importer -> imported.

@@ -70,6 +70,16 @@ def policies() -> None:
     assert_type(agent.evaluate(episodes=10, deterministic=True, seed=1), np.ndarray)
 
 
+def equations() -> None:
+    ng.pde.laplacian(NETWORK, X)
+    ng.pde.derivatives(NETWORK, X, [(), (0,), (0, 1)])
+    model = ng.pde.ResidualModel(
+        NETWORK, {"inside": lambda u, x: ng.pde.laplacian(u, x)[2]}, weights={"inside": 2.0}, residuals=3
+    )
+    assert_type(ng.pde.natural_gradient(momentum=0.9), ng.NaturalGradient)
+    model.fit(model.batches({"inside": X}, repeat=10))
+
+
 def wrong() -> None:
     ng.NaturalGradient(solver=3)  # type: ignore[arg-type]
     ng.NaturalGradient(line_search="backtracking")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from oracle import difference
 
-from tf_natgrad.layers import Rule, _base, capture, fallback, register_rule, registry, rule_for
+from tf_natgrad.layers import Rule, _products, capture, fallback, register_rule, registry, rule_for
 from tf_natgrad.layers.dense import DenseRule
 from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.operators import Fisher
@@ -185,9 +185,9 @@ def test_columns_in_chunks(name, monkeypatch):
 
 @pytest.mark.parametrize("rows", [2, 7, 12])
 def test_symmetric_product_in_blocks(rows, rng, monkeypatch):
-    monkeypatch.setattr(_base, "_MANY_ROWS", 4)
+    monkeypatch.setattr(_products, "_MANY_ROWS", 4)
     matrix = rng.normal(size=(rows, 5))
-    product = _base.symmetric_product(tf.constant(matrix))
+    product = _products.symmetric_product(tf.constant(matrix))
     assert difference(product, matrix @ matrix.T) < TOLERANCE
     # What lies between blocks is mirrored: the same numbers.
     assert rows < 4 or np.array_equal(product[0], product[:, 0])
@@ -195,10 +195,10 @@ def test_symmetric_product_in_blocks(rows, rng, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_gram_in_blocks(name, monkeypatch):
-    sizes, product = [], _base.symmetric_product
-    monkeypatch.setattr(_base, "_MANY_ROWS", 4)
+    sizes, product = [], _products.symmetric_product
+    monkeypatch.setattr(_products, "_MANY_ROWS", 4)
     problem = cases.shared(name)
-    for module in ("_base", "dense", "fallback"):
+    for module in ("_products", "dense", "fallback"):
         spy = lambda rows: sizes.append(rows.shape[0]) or product(rows)  # noqa: E731
         monkeypatch.setattr(sys.modules[f"tf_natgrad.layers.{module}"], "symmetric_product", spy)
     fisher = problem.make_fisher()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,10 +12,8 @@ import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad.layers._matrix import MatrixShape
+from tf_natgrad.layers._products import products
 from tf_natgrad.parameters import FlatParameters
-
-# Rows from which on a product with the transpose is formed in blocks, and their number: smaller ones are faster whole.
-_MANY_ROWS, _BLOCKS = 512, 3
 
 T = TypeVar("T")
 # A positive scalar for each variable, by the id of the variable.
@@ -34,6 +31,8 @@ class LayerCall:
         output: the tensor at which the rule takes gradients: the pre-activation, or the layer's output.
         values: the trainable variables' values at the time of the call.
         refusal: the reason why no rule applies to this call, or `None`.
+        function: what made the output of the arguments, where that is not the layer itself.
+        biased: the number of positions, from the first, that the bias acts on; `None` for all of them.
     """
 
     layer: keras.layers.Layer
@@ -42,6 +41,8 @@ class LayerCall:
     output: tf.Tensor | None = None
     values: list[tf.Tensor] = dataclasses.field(default_factory=list)
     refusal: str | None = None
+    function: Callable[..., tf.Tensor] | None = None
+    biased: int | None = None
 
     @property
     def inputs(self) -> tf.Tensor:
@@ -213,47 +214,6 @@ class WeightGradientRule(Rule):
         return tf.add_n([scales[id(v)] * products(part) for v, part in zip(variables, summaries, strict=True)])
 
 
-def products(parts: tf.Tensor) -> tf.Tensor:
-    """Computes all inner products between rows, `[Q, N, ...] -> [Q N, Q N]`.
-
-    Args:
-        parts: one array per column and example.
-
-    Returns:
-        A symmetric matrix, rows with q major.
-    """
-    # The static shape, where there is one, outlives the reshaping.
-    count = parts.shape[:2].num_elements()
-    shape = tf.shape(parts)
-    rows = tf.reshape(parts, [shape[0] * shape[1] if count is None else count, -1])
-    return symmetric_product(rows)
-
-
-def symmetric_product(rows: tf.Tensor) -> tf.Tensor:
-    """Computes `rows rows^T` of a matrix; of a large one only the blocks on and below the diagonal.
-
-    Args:
-        rows: `[m, k]`.
-
-    Returns:
-        `[m, m]`.
-    """
-    count = rows.shape[0]
-    if count is None or count < _MANY_ROWS:
-        return tf.linalg.matmul(rows, rows, transpose_b=True)
-    cuts = [count * i // _BLOCKS for i in range(_BLOCKS + 1)]
-    lower: list[tf.Tensor] = []
-    for start, end in itertools.pairwise(cuts):
-        # One after the other: each of these products keeps all cores busy.
-        with tf.control_dependencies(lower[-1:]):
-            lower.append(tf.linalg.matmul(rows[start:end], rows[:end], transpose_b=True))
-    strips = []
-    for i, (start, end) in enumerate(itertools.pairwise(cuts)):
-        mirrored = [tf.transpose(below[:, start:end]) for below in lower[i + 1 :]]
-        strips.append(tf.concat([lower[i], *mirrored], 1))
-    return tf.concat(strips, 0)
-
-
 def with_positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
     """Makes all axes between the first and the last one axis of positions.
 
@@ -325,9 +285,7 @@ __all__ = [
     "Squares",
     "WeightGradientRule",
     "owns_exactly",
-    "products",
     "sharing_variables",
-    "symmetric_product",
     "with_ones",
     "with_positions",
 ]

@@ -12,14 +12,15 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad.layers._base import LayerCall, Rule, Scales, sharing_variables
+from tf_natgrad.layers._refusals import WAY_OUT, call_refusal, folding_refusal, mixing_refusal
 from tf_natgrad.layers.registry import FALLBACK, has_rule, registered_rule, rule_for
+from tf_natgrad.layers.streams import ORIGINAL, RECORDING, apply_kernel
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
 
 # Layers that are taken as a whole although they contain others: those run inside a loop of the outer layer.
 _WHOLE = (keras.layers.RNN, keras.layers.Bidirectional, keras.layers.TimeDistributed)
 
-_WAY_OUT = "Use `solver=ConjugateGradient()`"
 # Bytes of gradients with respect to the layers' outputs that are held at once.
 MEMORY_LIMIT = 1 << 30
 
@@ -64,7 +65,7 @@ class Record:
         if not any(id(variable) in own for own in self._inside):
             self.refusal = self.refusal or (
                 f"{variable.path!r} is used outside of its layer's own call (tied weights), where the Gram solver "
-                f"cannot see it. {_WAY_OUT}."
+                f"cannot see it. {WAY_OUT}."
             )
 
     def groups(self, flat_parameters: FlatParameters) -> list[list[LayerCall]]:
@@ -136,18 +137,9 @@ class Record:
         found = self.refusal or (self.mixing if per_example else None)
         found = found or next((call.refusal for call in calls if call.refusal), None)
         if found is None and examples is not None:
-            found = next(
-                (_folding(call, examples) for call in calls if call.output.shape[0] not in (None, examples)), None
-            )
+            folded = [call for call in calls if call.output.shape[0] not in (None, examples)]
+            found = folding_refusal(folded[0], examples) if folded else None
         return found
-
-
-def _folding(call: LayerCall, examples: int) -> str:
-    return (
-        f"Layer {call.layer.name!r} is called on {call.output.shape[0]} rows where the batch has {examples} examples: "
-        f"the Gram solver cannot tell which row belongs to which example. {_WAY_OUT}, or keep the examples in the "
-        "first axis (Dense and most other layers take inputs `[N, T, D]`)."
-    )
 
 
 def rule_for_group(calls: list[LayerCall]) -> Rule:
@@ -296,15 +288,27 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
             call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
             output = original_call(*args, **kwargs)
         pending.pop()
-        record.mixing = record.mixing or _mixing_refusal(layer, call)
+        record.mixing = record.mixing or mixing_refusal(layer, call)
         if layer.trainable_variables:
-            call.refusal = _refusal(layer, call, graph)
+            call.refusal = call_refusal(layer, call, graph)
             if call.output is None:
                 call.output = output
             record.calls.append(call)
         return output
 
+    def recording_map(streams: tf.Tensor, biased: int) -> tf.Tensor:
+        call = LayerCall(layer, (streams,), {}, function=lambda x: apply_kernel(layer, x, biased), biased=biased)
+        with record.inside(layer):
+            call.values = [tf.convert_to_tensor(v.value) for v in layer.trainable_variables]
+            call.output = call.function(streams)
+        if layer.trainable_variables:
+            call.refusal = call_refusal(layer, call, graph)
+            record.calls.append(call)
+        return call.output
+
     _keras.replace_attribute(stack, layer, "call", recording_call)
+    if type(layer) is keras.layers.Dense:
+        _keras.replace_attribute(stack, layer, RECORDING, recording_map)
     if registered_rule(layer).pre_activation:
         activation = layer.activation
 
@@ -313,33 +317,8 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
                 pending[-1].output = x
             return activation(x, *args, **kwargs)
 
+        setattr(recording_activation, ORIGINAL, activation)
         _keras.replace_attribute(stack, layer, "activation", recording_activation)
-
-
-def _mixing_refusal(layer: keras.layers.Layer, call: LayerCall) -> str | None:
-    """Why no per-example gradient exists anywhere below this call, if so."""
-    if isinstance(layer, keras.layers.BatchNormalization) and call.kwargs.get("training") and layer.trainable:
-        return (
-            f"Layer {layer.name!r}: with BatchNormalization in training mode every output depends on the whole "
-            "batch, so the per-example gradients that the Gram solver is made of do not exist. "
-            f"{_WAY_OUT}, freeze the layer (`layer.trainable = False`), or use LayerNormalization."
-        )
-    return None
-
-
-def _refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> str | None:
-    """Why a rule cannot treat this call, if so."""
-    if call.kwargs.get("training") and rule_for(layer) is FALLBACK and _keras.draws_random_numbers(layer):
-        return (
-            f"Layer {layer.name!r} draws random numbers inside a layer with weights; the Gram solver would have to "
-            f"draw them again. {_WAY_OUT}, or set its dropout to 0 and add a Dropout layer."
-        )
-    if _keras.graph_now() is not graph:
-        return (
-            f"Layer {layer.name!r} is called inside a loop or a function of its own, where the Gram solver cannot "
-            f"see it. {_WAY_OUT}."
-        )
-    return None
 
 
 __all__ = ["MEMORY_LIMIT", "Record", "capture", "over_columns", "rule_for_group", "units"]

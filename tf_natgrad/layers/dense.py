@@ -12,12 +12,11 @@ from tf_natgrad.layers._base import (
     Rule,
     Scales,
     owns_exactly,
-    products,
-    symmetric_product,
     with_ones,
     with_positions,
 )
 from tf_natgrad.layers._matrix import MatrixShape
+from tf_natgrad.layers._products import products, sum_of_products, symmetric_product
 
 
 class DenseRule(Rule):
@@ -39,7 +38,12 @@ class DenseRule(Rule):
 
     def matrix_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
         h = self.kernel_inputs(calls, dtype)
-        return h if calls[0].layer.bias is None else with_ones(h)
+        if calls[0].layer.bias is None:
+            return h
+        if all(call.biased is None for call in calls):
+            return with_ones(h)
+        ones = tf.concat([_ones_of(call, self.kernel_inputs([call], dtype)) for call in calls], 1)
+        return tf.concat([h, ones], -1)
 
     def kernel_inputs(self, calls: Sequence[LayerCall], dtype: tf.DType) -> tf.Tensor:
         """Computes the inputs of all calls, `[N, T, D]`, without the bias.
@@ -61,52 +65,41 @@ class DenseRule(Rule):
         scales: Scales | None = None,
     ) -> tf.Tensor:
         layer = calls[0].layer
-        kernel, bias = None, None if layer.bias is None else 1.0
+        h, d = self.matrix_inputs(calls, dtype), self.matrix_gradients(calls, summaries, dtype)
         if scales is not None:
-            kernel = scales[id(layer.kernel)]
-            bias = None if layer.bias is None else scales[id(layer.bias)]
-        h, d = self.kernel_inputs(calls, dtype), self.matrix_gradients(calls, summaries, dtype)
+            own = [scales[id(v)] for v in (layer.kernel, layer.bias) if v is not None]
+            sizes = [h.shape[-1] - len(own) + 1, 1][: len(own)]
+            h *= tf.concat([tf.fill([size], tf.sqrt(s)) for size, s in zip(sizes, own, strict=True)], 0)
         if h.shape[1] == 1:
             columns, count = tf.shape(d)[0], d.shape[:2].num_elements()
-            inner = _inner(tf.reshape(h, [-1, h.shape[-1]]), kernel, bias)
+            h = tf.reshape(h, [-1, h.shape[-1]])
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
             d = tf.reshape(d, [-1 if count is None else count, d.shape[-1]])
-            return symmetric_product(d) * tf.tile(inner, [columns, columns])
-        return _sum_over_positions(h, d, kernel, bias)
+            return symmetric_product(d) * tf.tile(tf.linalg.matmul(h, h, transpose_b=True), [columns, columns])
+        return _sum_over_positions(h, d)
 
 
-# One, or the scale of the bias; `None` without bias.
-_Bias = tf.Tensor | float | None
+def _ones_of(call: LayerCall, h: tf.Tensor) -> tf.Tensor:
+    """What the bias is multiplied by at each position of a call, `[N, T, 1]`: one, or zero where it does not act."""
+    ones = tf.ones_like(h[..., :1])
+    if call.biased is None:
+        return ones
+    return tf.concat([ones[:, : call.biased], tf.zeros_like(ones[:, call.biased :])], 1)
 
 
-def _inner(h: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:
-    """`kernel * h h^T + bias` of rows `h`."""
-    inner = tf.linalg.matmul(h, h, transpose_b=True)
-    inner = inner if kernel is None else kernel * inner
-    return inner if bias is None else inner + bias
-
-
-def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, kernel: tf.Tensor | None, bias: _Bias) -> tf.Tensor:
+def _sum_over_positions(h: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
     """The double sum over positions, for inputs `[N, T, D]` and gradients `[Q, N, T, U]`.
 
-    Few positions: the products of all pairs, `(Q N T)^2` numbers. Many: the per-example weight gradients,
+    Few positions: the products of all pairs, `(Q N)^2` numbers at a time. Many: the per-example weight gradients,
     `Q N D U` numbers, whose products are the sums.
     """
-    shape = tf.shape(d)
-    columns, examples, positions = shape[0], shape[1], d.shape[2]
-    rows, units, features = columns * examples, d.shape[3], h.shape[2]
-    if positions is not None and positions**2 * (units + features) <= units * features:
-        d = tf.reshape(tf.transpose(d, [2, 0, 1, 3]), [-1, units])
-        h = tf.reshape(tf.transpose(h, [1, 0, 2]), [-1, features])
-        inner = tf.reshape(_inner(h, kernel, bias), [positions, 1, examples, positions, 1, examples])
-        inner = tf.reshape(tf.tile(inner, [1, columns, 1, 1, columns, 1]), [positions, rows, positions, rows])
-        outer = tf.reshape(tf.linalg.matmul(d, d, transpose_b=True), [positions, rows, positions, rows])
-        return tf.reduce_sum(inner * outer, [0, 2])
-    if kernel is not None:
-        h *= tf.sqrt(kernel)
-    if bias is not None:
-        h = tf.concat([h, tf.ones_like(h[..., :1]) * tf.sqrt(tf.cast(bias, h.dtype))], -1)
-    return products(tf.einsum("ntf,qntu->qnfu", h, d))
+    positions, units, features = d.shape[2], d.shape[3], h.shape[2]
+    if positions is None or positions**2 * (units + features) > units * features:
+        return products(tf.einsum("ntf,qntu->qnfu", h, d))
+    columns, rows = tf.shape(d)[0], d.shape[:2].num_elements()
+    d = tf.reshape(d, [-1 if rows is None else rows, positions, units])
+    h = tf.ensure_shape(tf.tile(h, [columns, 1, 1]), [rows, positions, features])
+    return sum_of_products(tf.unstack(h, axis=1), tf.unstack(d, axis=1))
 
 
 __all__ = ["DenseRule"]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, Rule, Scales, Squares, symmetric_product
+from tf_natgrad.layers._base import LayerCall, Rule, Scales, Squares
+from tf_natgrad.layers._products import symmetric_product
 
 # Bytes of per-example gradients held at once.
 MEMORY_LIMIT = 1 << 30
@@ -144,7 +145,7 @@ def _layer_vjp(
     with tf.GradientTape() as tape:
         tape.watch(values)
         with keras.StatelessScope(state_mapping=list(zip(own, values, strict=True))):
-            output = call.layer(*args, **kwargs)
+            output = (call.function or call.layer)(*args, **kwargs)
     scale = tf.ones([], cotangent.dtype)
     if output.dtype == tf.float16:
         # It underflows at 6e-8: what goes through it is of order one.

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from oracle import difference
 
-from tf_natgrad.layers import Rule, _products, capture, fallback, register_rule, registry, rule_for
+from tf_natgrad.layers import LayerCall, Rule, _products, capture, fallback, register_rule, registry, rule_for
 from tf_natgrad.layers.dense import DenseRule
 from tf_natgrad.layers.fallback import FallbackRule
 from tf_natgrad.operators import Fisher
@@ -146,7 +146,7 @@ def test_a_dilated_transposed_convolution_has_the_patches_of_a_wider_one(padding
     dilated.dilation_rate = (2, 2)
     output = wide(x)
     for layer in (wide, dilated):
-        call = _base.LayerCall(layer, (x,), {}, output)
+        call = LayerCall(layer, (x,), {}, output)
         found.append(tf.reshape(rule_for(wide).patches(call, x.dtype), [2, -1, *layer.kernel_size, IMAGE[-1]]))
     assert np.array_equal(found[1], found[0][:, :, ::2, ::2])
 

@@ -10,7 +10,6 @@ from tf_natgrad.preconditioners._blocks import BlockState, EigenState, SplitStat
 from tf_natgrad.preconditioners._labels import KINDS
 from tf_natgrad.preconditioners._recipes import RECIPES, Recipe
 
-
 # Above it an eigendecomposition takes seconds on a CPU: 10 s for 3,137.
 _SLOW = 2048
 _DECOMPOSES = (

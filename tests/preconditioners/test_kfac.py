@@ -135,7 +135,7 @@ def test_solve_is_the_damped_inverse(stack, split, float64):
     assert difference(kfac.solve(gradient, DAMPING), expected) < 1e-10
 
 
-@pytest.mark.parametrize("size", [2, 40])
+@pytest.mark.parametrize("size", [2, 5, 40])
 @pytest.mark.parametrize("split", ["pi", "exact"])
 @pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
 def test_the_step_by_rows_is_that_of_the_whole_gradient(stack, split, size, float64):

@@ -158,11 +158,16 @@ class SplitState(ProductState):
         cut = len(self._left.parts())
         left, right = inverses[:cut], inverses[cut:]
         h, e = gradient.inputs, gradient.outputs
+        rows, columns = self.block.matrix.rows, self.block.matrix.columns
 
         def by_rows() -> tuple[tf.Tensor, tf.Tensor]:
             a, b = self._left.times(h, left), self._right.times(e, right)
-            slope = tf.reduce_sum(tf.linalg.matmul(a, h, transpose_b=True) * tf.linalg.matmul(b, e, transpose_b=True))
-            return tf.linalg.matmul(a, b, transpose_a=True), slope
+            d = tf.linalg.matmul(a, b, transpose_a=True)
+            # Both are g^T d; what they cost depends on the number of rows.
+            if h.shape[0] is None or h.shape[0] * (rows + columns) > rows * columns:
+                return d, tf.reduce_sum(tf.linalg.matmul(h, d) * e)
+            products = tf.linalg.matmul(a, h, transpose_b=True) * tf.linalg.matmul(b, e, transpose_b=True)
+            return d, tf.reduce_sum(products)
 
         def by_matrix() -> tuple[tf.Tensor, tf.Tensor]:
             v = gradient.as_matrix()
@@ -171,8 +176,7 @@ class SplitState(ProductState):
 
         if h is None:
             return by_matrix()
-        # Both forms are exact; what they cost depends on the number of rows.
-        rows, columns = self.block.matrix.rows, self.block.matrix.columns
+        # Both forms are exact, too.
         most = (columns * self._left.cost + rows * self._right.cost) // (self._left.cost + self._right.cost)
         if h.shape[0] is not None:
             return by_rows() if h.shape[0] <= most else by_matrix()

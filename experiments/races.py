@@ -26,7 +26,6 @@ import logging
 import math
 import os
 import pathlib
-import platform
 import statistics
 import sys
 import textwrap
@@ -54,6 +53,7 @@ from _drawing import (
     set_caption,
     title_of,
 )
+from _machine import machine
 from _raced import (
     DEFAULTS_SEEDS,
     DIVERGED,
@@ -412,16 +412,6 @@ def train(task: Task, run: Run) -> Iterator[dict[str, Any]]:
             end = "budget"
         times = {"seconds": seconds, "cpu_seconds": cpu_seconds}
         yield {"iteration": iteration, **times, **found, "train_loss": train_loss, "end": end}
-
-
-def machine() -> str:
-    """The processor, in words."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,14 @@
 import pathlib
 import re
 
+import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _examples():
-    for page in ("README.md", "experiments/README.md"):
+    for page in ("README.md", "experiments/README.md", "docs/differential_equations.md"):
         blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
         yield from (pytest.param(block, id=f"{page}-{index}") for index, block in enumerate(blocks))
 
@@ -17,7 +18,11 @@ def _examples():
 @pytest.mark.parametrize("block", list(_examples()))
 def test_example_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "example", "exec"), {"__name__": "example"})
+    before = keras.config.floatx()
+    try:
+        exec(compile(block, "example", "exec"), {"__name__": "example"})
+    finally:
+        keras.config.set_floatx(before)
 
 
 def test_the_commands_name_files_that_exist():

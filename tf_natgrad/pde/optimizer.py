@@ -35,7 +35,7 @@ def natural_gradient(**overrides: Any) -> NaturalGradient:
     """
     settings: dict[str, Any] = {
         "learning_rate": 1.0,
-        "damping": LevenbergMarquardt(initial=1e-3, decay=0.7, period=1, low=0.05, high=0.1, minimum=1e-14),
+        "damping": LevenbergMarquardt(initial=1.0, decay=0.7, period=1, low=0.05, high=0.1, minimum=1e-14),
         "solver": "gram",
         "max_kl": None,
     }

@@ -90,8 +90,8 @@ class TrainFunction:
             logs = self._planned_steps(iterator) if self._chooses else self._step(iterator)
         if self._counts and int(natural.skipped_steps) > before:
             raise NonFiniteError(NOT_FINITE)
-        # Within a limit that is measured there is nothing to look at, and to wait for.
-        if (natural.max_kl is None or natural.line_search is None) and logs["kl"] > _FAR:
+        # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
+        if natural.line_search is None and logs["kl"] > _FAR:
             _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
         return logs
 

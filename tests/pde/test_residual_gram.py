@@ -184,5 +184,7 @@ def test_sum_of_products_in_strips(rows):
     rng = np.random.default_rng(0)
     left, right = rng.normal(size=(3, rows, 4)), rng.normal(size=(3, rows, 5))
     expected = np.einsum("sik,tjk,sil,tjl->ij", left, left, right, right, optimize=True)
-    found = _products.sum_of_products([tf.constant(a) for a in left], [tf.constant(b) for b in right])
+    found = _products.sum_of_products(
+        [_products.Part(rows, list(map(tf.constant, left)), list(map(tf.constant, right)))]
+    )
     assert difference(found, expected) < 1e-13

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_natgrad import _checks
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers._products import products
+from tf_natgrad.layers.rows import Rows
 from tf_natgrad.parameters import FlatParameters
 
 T = TypeVar("T")
@@ -26,13 +27,16 @@ class LayerCall:
 
     Attributes:
         layer: the layer.
-        args: positional arguments of `layer.call`, in the layer's compute dtype.
+        args: positional arguments of `layer.call`, in the layer's compute dtype; of a call on some of the examples,
+            padded to all of them (see `rows`).
         kwargs: keyword arguments of `layer.call`.
         output: the tensor at which the rule takes gradients: the pre-activation, or the layer's output.
         values: the trainable variables' values at the time of the call.
         refusal: the reason why no rule applies to this call, or `None`.
         function: what made the output of the arguments, where that is not the layer itself.
         biased: the number of positions, from the first, that the bias acts on; `None` for all of them.
+        rows: the examples that the call saw, which are those of `output`; `None` for all of them. The other examples
+            have some values in `args`, weight zero, and gradients of zero, see `padded`.
     """
 
     layer: keras.layers.Layer
@@ -43,11 +47,23 @@ class LayerCall:
     refusal: str | None = None
     function: Callable[..., tf.Tensor] | None = None
     biased: int | None = None
+    rows: Rows | None = None
 
     @property
     def inputs(self) -> tf.Tensor:
         """The first argument."""
         return self.args[0] if self.args else next(iter(self.kwargs.values()))
+
+    def padded(self, gradients: tf.Tensor) -> tf.Tensor:
+        """Adds zeros for the examples that the call did not see.
+
+        Args:
+            gradients: at `output`, `[Q, rows, ...]`.
+
+        Returns:
+            `[Q, N, ...]`.
+        """
+        return gradients if self.rows is None else self.rows.padded(gradients, 1)
 
 
 # Variables with a tensor of the same shape each.

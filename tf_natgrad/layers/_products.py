@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -67,36 +68,66 @@ def symmetric_of_strips(lower: Sequence[tf.Tensor], cuts: Sequence[int]) -> tf.T
     return tf.concat(strips, 0)
 
 
-def sum_of_products(left: Sequence[tf.Tensor], right: Sequence[tf.Tensor]) -> tf.Tensor:
+class Part(NamedTuple):
+    """Rows of a sum of products that have the same terms; none where nothing acts on these rows.
+
+    Attributes:
+        size: the number of rows `m`, `None` where it is not known.
+        left: `a_t` `[m, k]` for each term.
+        right: `b_t` `[m, l]`, as many.
+    """
+
+    size: int | None
+    left: Sequence[tf.Tensor]
+    right: Sequence[tf.Tensor]
+
+
+def sum_of_products(parts: Sequence[Part]) -> tf.Tensor:
     """Computes `sum_tt' (a_t a_t'^T) * (b_t b_t'^T)`, products of matrices by entry; strips on and below the diagonal.
 
     A strip of a few rows stays in the processor's cache from its products to their sum.
 
     Args:
-        left: `a_t` `[m, k]`.
-        right: `b_t` `[m, l]`, as many.
+        parts: one below the other. `t` runs over the terms of the rows' part, `t'` over those of the columns' part. The
+            size of a part must be known where there are several.
 
     Returns:
-        `[m, m]`.
+        `[m, m]`, `m` the rows of all parts.
     """
-    count = left[0].shape[0]
-    strips = 1 if count is None else max(1, min(_STRIPS, count // _ROWS_OF_STRIP))
-
-    def strip(start: int | None, end: int | None) -> tf.Tensor:
-        pairs = list(zip(left, right, strict=True))
-        return tf.add_n(
-            [
-                tf.linalg.matmul(a[start:end], c[:end], transpose_b=True)
-                * tf.linalg.matmul(b[start:end], d[:end], transpose_b=True)
-                for a, b in pairs
-                for c, d in pairs
+    if len(parts) == 1 and parts[0].size is None:
+        return _block(parts[0], parts[0])
+    dtype = next(tensor.dtype for part in parts for tensor in part.left)
+    lower, cuts = [], [0]
+    for number, part in enumerate(parts):
+        size = part.size or 0
+        strips = max(1, min(_STRIPS, size // _ROWS_OF_STRIP))
+        for start, end in itertools.pairwise(size * i // strips for i in range(strips + 1)):
+            columns = [(other, other.size) for other in parts[:number]] + [(part, end)]
+            blocks = [
+                _block(part, other, start, end, last)
+                if part.left and other.left
+                else tf.zeros([end - start, last], dtype)
+                for other, last in columns
             ]
-        )
-
-    if strips == 1:
-        return strip(None, None)
-    cuts = [count * i // strips for i in range(strips + 1)]
-    return symmetric_of_strips([strip(*ends) for ends in itertools.pairwise(cuts)], cuts)
+            lower.append(blocks[0] if len(blocks) == 1 else tf.concat(blocks, 1))
+            cuts.append(cuts[-1] + end - start)
+    return lower[0] if len(lower) == 1 else symmetric_of_strips(lower, cuts)
 
 
-__all__ = ["products", "sum_of_products", "symmetric_of_strips", "symmetric_product"]
+def _block(
+    part: Part, other: Part, start: int | None = None, end: int | None = None, last: int | None = None
+) -> tf.Tensor:
+    """The rows from `start` to `end` of a part, and the columns of another one up to `last`."""
+    # Cut once for all pairs: a graph of many slices takes its time to build.
+    rows = [(a[start:end], b[start:end]) for a, b in zip(part.left, part.right, strict=True)]
+    columns = [(c[:last], d[:last]) for c, d in zip(other.left, other.right, strict=True)]
+    return tf.add_n(
+        [
+            tf.linalg.matmul(a, c, transpose_b=True) * tf.linalg.matmul(b, d, transpose_b=True)
+            for a, b in rows
+            for c, d in columns
+        ]
+    )
+
+
+__all__ = ["Part", "products", "sum_of_products", "symmetric_of_strips", "symmetric_product"]

@@ -11,12 +11,33 @@ from tf_natgrad.layers.registry import FALLBACK, rule_for
 WAY_OUT = "Use `solver=ConjugateGradient()`"
 
 
-def folding_refusal(call: LayerCall, examples: int) -> str:
-    """Why a call does not tell which of its rows belongs to which example."""
+def folding_refusal(call: LayerCall, examples: int) -> str | None:
+    """Why a call does not tell which of its rows belongs to which example, if so."""
+    expected, total = examples, None
+    if call.rows is not None:
+        expected, total = call.rows.count, call.rows.total if call.rows.is_static else None
+    found = call.output.shape[0]
+    if (found is None or expected is None or found == expected) and total in (None, examples):
+        return None
+    if total is not None and total != examples:
+        return (
+            f"Layer {call.layer.name!r} sees some of {total} examples, where the outputs have {examples}: the Gram "
+            f"solver cannot tell which row belongs to which example. {WAY_OUT}."
+        )
     return (
-        f"Layer {call.layer.name!r} is called on {call.output.shape[0]} rows where the batch has {examples} examples: "
+        f"Layer {call.layer.name!r} is called on {found} rows where the batch has {expected} examples: "
         f"the Gram solver cannot tell which row belongs to which example. {WAY_OUT}, or keep the examples in the "
         "first axis (Dense and most other layers take inputs `[N, T, D]`)."
+    )
+
+
+def rows_refusal(call: LayerCall) -> str | None:
+    """Why a call on some of the examples cannot be padded to all of them, if so."""
+    if all(_keras.mask_of(tensor) is None for tensor in (call.inputs, call.output)):
+        return None
+    return (
+        f"Layer {call.layer.name!r} is called on some of the examples, with a mask, which its padded inputs would "
+        f"lose. {WAY_OUT}."
     )
 
 

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from tf_natgrad import _checks, _keras
 from tf_natgrad.layers._base import LayerCall, Rule, Scales, sharing_variables
-from tf_natgrad.layers._refusals import WAY_OUT, call_refusal, folding_refusal, mixing_refusal
+from tf_natgrad.layers._refusals import WAY_OUT, call_refusal, folding_refusal, mixing_refusal, rows_refusal
 from tf_natgrad.layers.registry import FALLBACK, has_rule, registered_rule, rule_for
+from tf_natgrad.layers.rows import current_rows
 from tf_natgrad.layers.streams import ORIGINAL, RECORDING, apply_kernel
 from tf_natgrad.linearize import Linearization
 from tf_natgrad.parameters import FlatParameters
@@ -55,6 +56,24 @@ class Record:
             yield
         finally:
             self._inside.pop()
+
+    def add(self, call: LayerCall) -> None:
+        """Adds a call to those that are recorded, and which examples it saw.
+
+        Args:
+            call: with its arguments and its output.
+        """
+        call.rows = current_rows()
+        if call.rows is not None:
+            call.refusal = call.refusal or rows_refusal(call)
+            count, pad = call.rows.count, call.rows.repeated
+
+            def padded(a: Any) -> Any:
+                batched = tf.is_tensor(a) and a.shape.rank and (count is None or a.shape[0] == count)
+                return pad(a) if batched else a
+
+            call.args, call.kwargs = tf.nest.map_structure(padded, (call.args, call.kwargs))
+        self.calls.append(call)
 
     def note_read(self, variable: keras.Variable) -> None:
         """Notes a refusal of the Gram matrix if a variable is read outside of the recorded calls of its layers.
@@ -137,8 +156,7 @@ class Record:
         found = self.refusal or (self.mixing if per_example else None)
         found = found or next((call.refusal for call in calls if call.refusal), None)
         if found is None and examples is not None:
-            folded = [call for call in calls if call.output.shape[0] not in (None, examples)]
-            found = folding_refusal(folded[0], examples) if folded else None
+            found = next((text for call in calls if (text := folding_refusal(call, examples))), None)
         return found
 
 
@@ -181,7 +199,8 @@ def over_columns(
     """Computes a function of the gradients of output columns at the layers' outputs, in chunks of columns if need be.
 
     Args:
-        function: of the gradients `[Q, N, ...]`, one list of them per group, to a structure of tensors.
+        function: of the gradients `[Q, N, ...]`, one list of them per group, to a structure of tensors; those of a
+            call on some of the examples are zero at the others.
         linearization: of the pass that was recorded.
         columns: `[Q, N, ..., C]`.
         groups: lists of calls.
@@ -199,7 +218,7 @@ def over_columns(
         for gradient, output in zip(gradients, outputs, strict=True):
             gradient.set_shape([some.shape[0], *output.shape])
         given = iter(gradients)
-        return function([[next(given) for _ in calls] for calls in groups])
+        return function([[call.padded(next(given)) for call in calls] for calls in groups])
 
     at_once = _columns_at_once(columns, outputs)
     if at_once is None:
@@ -293,7 +312,7 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
             call.refusal = call_refusal(layer, call, graph)
             if call.output is None:
                 call.output = output
-            record.calls.append(call)
+            record.add(call)
         return output
 
     def recording_map(streams: tf.Tensor, biased: int) -> tf.Tensor:
@@ -303,7 +322,7 @@ def _record_layer(stack: contextlib.ExitStack, layer: keras.layers.Layer, record
             call.output = call.function(streams)
         if layer.trainable_variables:
             call.refusal = call_refusal(layer, call, graph)
-            record.calls.append(call)
+            record.add(call)
         return call.output
 
     _keras.replace_attribute(stack, layer, "call", recording_call)

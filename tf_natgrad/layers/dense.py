@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_natgrad.layers._base import (
@@ -16,7 +19,7 @@ from tf_natgrad.layers._base import (
     with_positions,
 )
 from tf_natgrad.layers._matrix import MatrixShape
-from tf_natgrad.layers._products import products, sum_of_products, symmetric_product
+from tf_natgrad.layers._products import Part, products, sum_of_products, symmetric_product
 
 
 class DenseRule(Rule):
@@ -70,13 +73,14 @@ class DenseRule(Rule):
             own = [scales[id(v)] for v in (layer.kernel, layer.bias) if v is not None]
             sizes = [h.shape[-1] - len(own) + 1, 1][: len(own)]
             h *= tf.concat([tf.fill([size], tf.sqrt(s)) for size, s in zip(sizes, own, strict=True)], 0)
-        if h.shape[1] == 1:
+        ranges = _ranges(calls, h)
+        if h.shape[1] == 1 and ranges is None:
             columns, count = tf.shape(d)[0], d.shape[:2].num_elements()
             h = tf.reshape(h, [-1, h.shape[-1]])
             # Rows are (q, i) with q major, so the products of inputs repeat as whole blocks.
             d = tf.reshape(d, [-1 if count is None else count, d.shape[-1]])
             return symmetric_product(d) * tf.tile(tf.linalg.matmul(h, h, transpose_b=True), [columns, columns])
-        return _sum_over_positions(h, d)
+        return _sum_over_positions(h, d, ranges)
 
 
 def _ones_of(call: LayerCall, h: tf.Tensor) -> tf.Tensor:
@@ -87,19 +91,48 @@ def _ones_of(call: LayerCall, h: tf.Tensor) -> tf.Tensor:
     return tf.concat([ones[:, : call.biased], tf.zeros_like(ones[:, call.biased :])], 1)
 
 
-def _sum_over_positions(h: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
+def _ranges(calls: Sequence[LayerCall], h: tf.Tensor) -> list[tuple[int, int]] | None:
+    """The examples from start to stop that each position has, or `None` where each has all or they are not known."""
+    if all(call.rows is None for call in calls) or h.shape[0] is None or h.shape[1] is None:
+        return None
+    found: list[tuple[int, int]] = []
+    for call in calls:
+        if call.rows is not None and not call.rows.is_static:
+            return None
+        own = (0, h.shape[0]) if call.rows is None else (call.rows.start, call.rows.stop)
+        found += [own] * math.prod(call.inputs.shape[1:-1])
+    return found
+
+
+def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, ranges: list[tuple[int, int]] | None) -> tf.Tensor:
     """The double sum over positions, for inputs `[N, T, D]` and gradients `[Q, N, T, U]`.
 
-    Few positions: the products of all pairs, `(Q N)^2` numbers at a time. Many: the per-example weight gradients,
-    `Q N D U` numbers, whose products are the sums.
+    Few positions: the products of all pairs, `(Q N)^2` numbers at a time, or as many as there are rows with these
+    positions. Many: the per-example weight gradients, `Q N D U` numbers, whose products are the sums.
     """
-    positions, units, features = d.shape[2], d.shape[3], h.shape[2]
-    if positions is None or positions**2 * (units + features) > units * features:
+    units, features = d.shape[3], h.shape[2]
+    if ranges is None or d.shape[0] is None:
+        cuts, present = [0, h.shape[0]], None if d.shape[2] is None else [list(range(d.shape[2]))]
+    else:
+        cuts = sorted({0, h.shape[0], *itertools.chain(*ranges)})
+        present = [[t for t, (a, b) in enumerate(ranges) if a <= cut < b] for cut in cuts[:-1]]
+    if present is None or max(map(len, present)) ** 2 * (units + features) > units * features:
         return products(tf.einsum("ntf,qntu->qnfu", h, d))
-    columns, rows = tf.shape(d)[0], d.shape[:2].num_elements()
-    d = tf.reshape(d, [-1 if rows is None else rows, positions, units])
-    h = tf.ensure_shape(tf.tile(h, [columns, 1, 1]), [rows, positions, features])
-    return sum_of_products(tf.unstack(h, axis=1), tf.unstack(d, axis=1))
+    columns = tf.shape(d)[0] if d.shape[0] is None else d.shape[0]
+    parts = []
+    for (start, end), positions in zip(itertools.pairwise(cuts), present, strict=True):
+        own, size = d[:, start:end], d[:, start:end].shape[:2].num_elements()
+        rows = -1 if size is None else size
+        left = [tf.ensure_shape(tf.tile(h[start:end, t], [columns, 1]), [size, features]) for t in positions]
+        right = [tf.reshape(own[:, :, t], [rows, units]) for t in positions]
+        parts.append(Part(size, left, right))
+    gram = sum_of_products(parts)
+    if len(parts) == 1 or columns == 1:
+        return gram
+    # The rows are those of the first part for all columns, and so on; they are to have the columns major.
+    numbers = [columns * a + np.arange(columns * (b - a)).reshape(columns, -1) for a, b in itertools.pairwise(cuts)]
+    order = np.concatenate(numbers, 1).reshape(-1)
+    return tf.gather(tf.gather(gram, order), order, axis=1)
 
 
 __all__ = ["DenseRule"]

@@ -182,7 +182,9 @@ def kronecker_sums(
     for block, calls, of_block in zip(blocks, calls_of, sums, strict=True):
         if block.matrix is not None:
             patches = not block.matrix.has_plain_inputs and not block.matrix.is_table
-            rows = enough(block.matrix.rows) if enough is not None and patches else None
+            # The first examples may be none that the layer sees.
+            whole = all(call.rows is None for call in calls)
+            rows = enough(block.matrix.rows) if enough is not None and patches and whole else None
             parts += _sums_of_inputs(block.matrix, calls, tf.cast(weights, dtype), approximation, rows)
         parts.append(of_block)
     return parts
@@ -232,7 +234,10 @@ def _sums_of_inputs(
 
 
 def _weights_of(call: LayerCall, weights: tf.Tensor) -> tf.Tensor:
-    """The weight of each position of a call, `[N, T]`: that of the same position of the outputs, or of the example."""
+    """The weight of each position of a call, `[N, T]`: that of the same position of the outputs, or of the example.
+
+    It is zero at examples that the call did not see.
+    """
     axes = rule_for(call.layer).position_axes(call)
     if tf.TensorShape([call.output.shape[axis] for axis in axes]) == weights.shape[1:]:
         found = weights
@@ -246,6 +251,9 @@ def _weights_of(call: LayerCall, weights: tf.Tensor) -> tf.Tensor:
     mask = next((m for m in masks if m is not None), None)
     if mask is not None and mask.shape.is_compatible_with(found.shape):
         found = tf.where(mask, found, tf.zeros_like(found))
+    if call.rows is not None:
+        seen = call.rows.indicator(found.dtype)
+        found *= tf.reshape(seen, tf.concat([tf.shape(seen), tf.ones_like(tf.shape(found)[1:])], 0))
     sizes = [call.output.shape[axis] for axis in axes]
     return tf.reshape(found, [tf.shape(weights)[0], -1 if None in sizes else math.prod(sizes)])
 

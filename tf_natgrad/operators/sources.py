@@ -131,6 +131,14 @@ class MicroBatches(InParts):
         super().__init__()
         note(input_conditions(x), conditions)
         self._data = (x, y, None if sample_weight is None else tf.convert_to_tensor(sample_weight))
+        sizes = {t.shape[0] for t in tf.nest.flatten(self._data) if t is not None} - {None}
+        if len(sizes) > 1:
+            came = f"a batch with {', '.join(map(str, sorted(sizes)))} rows"
+            raise ValueError(
+                _checks.message(
+                    "micro_batch_size", came, "inputs, labels and weights of the same examples", "Leave it out."
+                )
+            )
         self._size = size
         self._reduction = reduction
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_natgrad import _checks
+from tf_natgrad.layers.rows import rows
 from tf_natgrad.training import NaturalGradientMixin
 
 # Of a network and points `[N, d]`, to residuals `[N, C]`.
@@ -124,37 +125,50 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
         self.term_weights, self.terms = weights, tuple(terms.values())
 
     def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Computes the residual of each point, in the term that it belongs to.
+        """Computes the residuals of all terms, each on its own points.
 
         Args:
-            inputs: `"points"` `[N, d]` and `"term"` `[N]`, the number of each point's term; see `batches`.
+            inputs: by term, its points `[N_k, d]`; see `batches`.
 
         Returns:
-            `[N, residuals]`.
+            The residuals of one term after the other, in the order of `term_names`: `[N, residuals]`, `N` the sum of
+            the `N_k`.
+
+        Raises:
+            ValueError: if the points of a term are missing, or it returns another shape.
         """
-        points, term = inputs["points"], tf.cast(inputs["term"], tf.int32)
-        total = None
-        for number, residual in enumerate(self.terms):
-            own = tf.equal(term, number)[:, None]
-            # A term never sees the points of another one, where it might not be defined: its first point stands there.
-            first = tf.gather(points, tf.argmax(tf.cast(own[:, 0], tf.int32)))
-            found = residual(self.network, tf.where(own, points, first))
-            if found.shape[-1] != self.residuals or found.shape.rank != 2:
-                came = f"{self.term_names[number]!r}, which returns shape {found.shape}"
+        if not isinstance(inputs, Mapping) or set(inputs) != set(self.term_names):
+            came = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else _checks.described(inputs)
+            raise ValueError(_checks.message("inputs", came, f"points for each of {', '.join(self.term_names)}"))
+        points = [inputs[name] for name in self.term_names]
+        counts = [tf.shape(x)[0] if x.shape[0] is None else x.shape[0] for x in points]
+        found, start = [], 0
+        for name, residual, x, count in zip(self.term_names, self.terms, points, counts, strict=True):
+            # The layers see these examples of the batch, and the Gram matrix has blocks for them.
+            with rows(start, start + count, sum(counts)):
+                values = residual(self.network, x)
+            if (
+                values.shape.rank != 2
+                or values.shape[-1] != self.residuals
+                or values.shape[0] not in (None, x.shape[0])
+            ):
+                came = f"{name!r}, which returns shape {values.shape}"
                 raise ValueError(_checks.message("terms", came, f"residuals [N, {self.residuals}]"))
-            total = tf.where(own, found, tf.zeros_like(found) if total is None else total)
-        return total
+            found.append(values)
+            start += count
+        return tf.concat(found, 0)
 
     def batches(self, points: Mapping[str, Any] | Callable[[], Mapping[str, Any]], repeat: int = 1) -> tf.data.Dataset:
         """Makes a data set of full batches of `points`, for `fit`, `evaluate` and the operators.
 
         Args:
-            points: by term, arrays `[N_k, d]`; or a function without arguments that draws them, called for each batch
-                (of the same sizes each time).
+            points: by term, arrays `[N_k, d]` (`d` may differ between terms); or a function without arguments that
+                draws them, called for each batch (of the same sizes each time).
             repeat: the number of batches in an epoch. Keras does some work for each epoch: a larger number saves it.
 
         Returns:
-            Batches `({"points", "term"}, zeros, sample weights)` with which `"mse"` is the weighted sum of the terms.
+            Batches `(points by term, zeros [N, residuals], sample weights [N])`, `N` the points of all terms, with
+            which `"mse"` is the weighted sum of the terms.
 
         Raises:
             ValueError: if there are no points for a term, or they do not fit.
@@ -173,7 +187,7 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
         return tf.data.Dataset.from_generator(drawn, output_signature=signature)
 
     def _packed(self, points: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
-        """All points in one batch, with zeros as labels and the weights of their terms."""
+        """All points in one batch, by term, with zeros as labels and the weights of their terms."""
         expected = f"arrays [N, d] for each of {', '.join(self.term_names)}"
         if not isinstance(points, Mapping):
             raise TypeError(_checks.message("points", _checks.described(points), expected))
@@ -181,14 +195,13 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
             raise ValueError(_checks.message("points", f"those of {', '.join(map(str, points)) or 'none'}", expected))
         dtype = keras.config.floatx()
         parts = [_checks.as_array("points", points[name], expected).astype(dtype) for name in self.term_names]
-        if any(p.ndim != 2 or not p.size or p.shape[1] != parts[0].shape[1] for p in parts):
+        if any(p.ndim != 2 or not p.size for p in parts):
             raise ValueError(_checks.message("points", f"shapes {[p.shape for p in parts]}", expected))
         if not all(np.isfinite(p).all() for p in parts):
             raise ValueError(_checks.message("points", "NaN or infinite numbers", expected))
         total = sum(map(len, parts))
         weights = [np.full(len(p), w * total / len(p), dtype) for p, w in zip(parts, self.term_weights, strict=True)]
-        term = np.repeat(np.arange(len(parts), dtype="int32"), [len(p) for p in parts])
-        inputs = {"points": tf.constant(np.concatenate(parts)), "term": tf.constant(term)}
+        inputs = {name: tf.constant(part) for name, part in zip(self.term_names, parts, strict=True)}
         return inputs, tf.zeros([total, self.residuals], dtype), tf.constant(np.concatenate(weights))
 
 

@@ -99,7 +99,7 @@ def _rows(
     """`h` `[M, d_in]` and `e` `[M, d_out]` over all examples and positions."""
     rule = rule_for(calls[0].layer)
     h = rule.matrix_inputs(calls, dtype)
-    e = rule.matrix_gradients(calls, [g[None] for g in gradients], dtype)
+    e = rule.matrix_gradients(calls, [c.padded(g[None]) for c, g in zip(calls, gradients, strict=True)], dtype)
     return tf.reshape(h, [-1, block.matrix.rows]), tf.reshape(e, [-1, block.matrix.columns])
 
 

@@ -221,7 +221,7 @@ def _only_dense_layer(fisher: Fisher) -> keras.layers.Dense | None:
         return None
     own = [layer.kernel, layer.bias] if layer.use_bias else [layer.kernel]
     in_order = [id(v) for v in flat.variables] == [id(v) for v in own]
-    fits = call.inputs.shape.rank == 2 and layer.units <= _ONE_LAYER_UNITS
+    fits = call.rows is None and call.inputs.shape.rank == 2 and layer.units <= _ONE_LAYER_UNITS
     return layer if in_order and fits else None
 
 

@@ -154,7 +154,8 @@ class TrainFunction:
 
     def _take(self, iterator: Any, batch: Any) -> dict[str, Any]:
         if self._model.run_eagerly or not isinstance(iterator, tf.data.Iterator) or _spec_of(iterator) is not None:
-            return self._step(iter([batch]))
+            again = None if self._model.run_eagerly or self._model.steps_per_execution > 1 else _like(iterator, batch)
+            return self._step(iter([batch]) if again is None else again)
         # One trace for all sizes of batches that the data set announces.
         tensors, specs = _tensors_of(batch), _present(iterator.element_spec)
         key = tuple(specs)
@@ -192,6 +193,19 @@ def _spec_of(iterator: Any) -> list[tf.TypeSpec] | None:
         return None
     present = _present(iterator.element_spec)
     return present if all(isinstance(s, tf.TensorSpec) and s.shape.is_fully_defined() for s in present) else None
+
+
+def _like(iterator: Any, batch: Any) -> tf.data.Iterator | None:
+    """An iterator of one batch for which Keras has the same graph as for a data set's own, or `None`.
+
+    Given a batch by itself Keras would compile its step, and compile it again for the iterator.
+    """
+    if not isinstance(iterator, tf.data.Iterator) or _present(iterator.element_spec) != tf.nest.flatten(
+        iterator.element_spec
+    ):
+        return None
+    dataset = tf.data.Dataset.from_tensors(batch)
+    return iter(dataset) if dataset.element_spec == iterator.element_spec else None
 
 
 def _present(spec: Any) -> list[tf.TypeSpec]:

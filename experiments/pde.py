@@ -61,7 +61,7 @@ CONTESTANTS = tuple(NAMES)
 KEY_COLUMNS = ("problem", "contestant", "setting", "seed", "budget", "threads")
 COLUMNS = (*KEY_COLUMNS, "iteration", "seconds", "loss", "error", "coefficient", "end", "machine")
 SUMMARY_COLUMNS = (
-    *("problem", "contestant", "setting", "seeds", "error", "error_min", "error_max", "iterations"),
+    *("problem", "contestant", "setting", "budget", "seeds", "error", "error_min", "error_max", "iterations"),
     *(f"seconds_to_{target:g}" for target in TARGETS),
 )
 SOLUTION_COLUMNS = ("problem", "contestant", "x", "y", "solution", "exact")
@@ -495,6 +495,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "problem": problem,
                 "contestant": contestant,
                 "setting": groups[0][0]["setting"],
+                "budget": groups[0][0]["budget"],
                 "seeds": len(groups),
                 "error": statistics.median(errors),
                 "error_min": min(errors),
@@ -509,17 +510,17 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The table of the README, in Markdown: median errors at the end, and how far the natural gradient is ahead."""
     by_problem: dict[str, dict[str, float]] = {}
+    budgets = {row["problem"]: row["budget"] for row in summary}
     for row in summary:
         by_problem.setdefault(row["problem"], {})[row["contestant"]] = float(row["error"])
     head = ["equation", "seconds", *NAMES.values(), "Adam's error / natural", "best L-BFGS's error / natural"]
     lines = [head, ["---"] * len(head)]
     for problem, errors in by_problem.items():
-        equation = EQUATIONS[problem]
         own = errors.get("natural", math.nan)
         quasi = min((errors[c] for c in ("lbfgs", "tfp", "adam_lbfgs") if c in errors), default=math.nan)
         cells = [f"{errors[c]:.1e}" if c in errors else "not run" for c in CONTESTANTS]
         ratios = [f"{errors.get('adam', math.nan) / own:,.2g}", f"{quasi / own:,.2g}"]
-        lines.append([equation.title, f"{equation.budget:g}", *cells, *ratios])
+        lines.append([EQUATIONS[problem].title, budgets[problem], *cells, *ratios])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -541,7 +542,8 @@ def draw_errors(rows: Sequence[Row], path: pathlib.Path) -> None:
         equation: Equation = EQUATIONS[name]
         literature = "" if equation.published is None else f"; published: {equation.published}"
         pair[0].set_title(f"{equation.title}")
-        pair[1].set_title(f"budget {next(iter(rows))['budget'] if len(names) == 1 else equation.budget} s{literature}")
+        budget = next(groups[0][0]["budget"] for (problem, _), groups in runs.items() if problem == name)
+        pair[1].set_title(f"budget {budget} s{literature}")
         pair[0].set_ylabel("relative L2 error (logarithmic)")
     axes[0][0].legend(fontsize=8)
     first = rows[0]
@@ -550,7 +552,7 @@ def draw_errors(rows: Sequence[Row], path: pathlib.Path) -> None:
     where = next((row["machine"] for row in rows if row["machine"]), "an unknown machine")
     set_caption(
         figure,
-        f"Medians over {counted} seed(s), bands from the least to the greatest; a run that is done keeps its last error. "
+        f"Medians over {counted} seed(s), bands from the least to the greatest; who is done keeps the last error. "
         "Contestants of a seed share weights and points and minimise the same sum of squares, in float64, with "
         f"{first['threads']} thread(s) of TensorFlow on {where}. Adam's learning rate is the best of "
         f"{len(LEARNING_RATES)} on seed {TUNING_SEED}.",

@@ -55,6 +55,7 @@ from _drawing import (
 )
 from _machine import machine
 from _raced import (
+    AUTOENCODERS,
     DEFAULTS_SEEDS,
     DIVERGED,
     LEARNING_RATES,
@@ -212,7 +213,7 @@ class Task:
             if name in ("conv", "resnet"):
                 shape = (-1, data.image_size, data.image_size, 1)
                 arrays = (arrays[0].reshape(shape), arrays[1], arrays[2].reshape(shape), arrays[3])
-            if name in OWN_BATCH:
+            if name in AUTOENCODERS:
                 arrays = (arrays[0], arrays[0], arrays[2], arrays[2])
         self.x, self.y, self.x_test, self.y_test = map(tf.constant, arrays)
 

@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=8.0, help="seconds of training at most (default 8)")
     arguments = parser.parse_args()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     rows = []
     for size in progress_bar(arguments.sizes, desc="batch sizes", leave=False):
         medians = {}

@@ -73,6 +73,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     rows = []
     for widths in NETWORKS:
         times = milliseconds(widths, options.rounds)

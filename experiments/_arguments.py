@@ -7,6 +7,7 @@ import logging
 import math
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 LOGGER = logging.getLogger("tf_natgrad")
 FIGURES = pathlib.Path(__file__).resolve().parent.parent / "figures"
@@ -23,6 +24,10 @@ def positive(kind: type):
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def some_of(known: Sequence[str]):
+    """A parser of names separated by commas."""
 
 
 def non_negative(text: str) -> float:

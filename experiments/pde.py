@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_recording, check_recording, output_folder, positive, set_threads, show_log
+from _arguments import add_recording, check_recording, output_folder, positive, set_threads, show_log, some_of
 from _drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, pyplot, save, set_caption
 from _equations import EQUATIONS, Equation
 from _machine import machine
@@ -446,8 +446,9 @@ def _make(run: Run, recorder: Recorder, drawn: Recorder, bar: Any) -> None:
 
     bar.set_description(f"{run.problem}, {run.contestant}, seed {run.seed}")
     if run.key not in recorder:
-        before = keras.config.floatx()
+        before = keras.config.floatx(), keras.config.dtype_policy()
         keras.config.set_floatx("float64")
+        keras.config.set_dtype_policy("float64")
         try:
             contest = Contest(run)
             for row in train(contest):
@@ -457,7 +458,8 @@ def _make(run: Run, recorder: Recorder, drawn: Recorder, bar: Any) -> None:
                 for row in solution_rows(contest):
                     drawn.append(**row)
         finally:
-            keras.config.set_floatx(before)
+            keras.config.set_floatx(before[0])
+            keras.config.set_dtype_policy(before[1])
         # The traced functions of the run are cycles.
         gc.collect()
     bar.update()
@@ -596,10 +598,7 @@ def draw_solutions(rows: Sequence[Row], path: pathlib.Path) -> None:
     save(figure, path)
 
 
-def _some_of(known: Sequence[str]):
-    """A parser of names separated by commas."""
-
-    def parse(text: str) -> list[str]:
+def parse(text: str) -> list[str]:
         names = [name.strip() for name in text.split(",") if name.strip()]
         if not names or any(name not in known for name in names):
             raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(known)}, separated by commas")
@@ -615,9 +614,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     problems, contestants = tuple(EQUATIONS), CONTESTANTS
-    add("--problems", type=_some_of(problems), metavar="NAMES", help=f"some of {', '.join(problems)} (default: all)")
+    add("--problems", type=some_of(problems), metavar="NAMES", help=f"some of {', '.join(problems)} (default: all)")
     names = ", ".join(contestants)
-    add("--contestants", type=_some_of(contestants), metavar="NAMES", help=f"some of {names} (default: all)")
+    add("--contestants", type=some_of(contestants), metavar="NAMES", help=f"some of {names} (default: all)")
     add("--seeds", type=positive(int), default=len(SEEDS), help=f"how many seeds (default and most: {len(SEEDS)})")
     add("--threads", type=positive(int), default=2, help="of TensorFlow (default 2)")
     add("--budget-scale", type=positive(float), metavar="F", help="multiplies every budget (default 1)")

@@ -36,7 +36,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log
+from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log, some_of
 from _drawing import (
     BLACK,
     BLUE,
@@ -615,14 +615,17 @@ def _make(task: Task, run: Run, recorder: Recorder, bar: Any) -> None:
 
     bar.set_description(f"{run.problem}, {run.contestant}, {run.setting}, seed {run.seed}")
     if run.key not in recorder:
-        before = keras.config.floatx()
+        before = keras.config.floatx(), keras.config.dtype_policy()
+        # Layers follow the policy, which Keras takes from `floatx` once.
         keras.config.set_floatx(task.problem.precision)
+        keras.config.set_dtype_policy(task.problem.precision)
         try:
             for row in train(task, run):
                 recorder.append(**run.columns, **row)
                 bar.set_postfix(s=f"{row['seconds']:.1f}", metric=f"{row['metric']:.3g}", end=row.get("end"))
         finally:
-            keras.config.set_floatx(before)
+            keras.config.set_floatx(before[0])
+            keras.config.set_dtype_policy(before[1])
         # The traced functions of the run are cycles.
         gc.collect()
     bar.update()
@@ -839,10 +842,7 @@ def _races(results: Mapping[tuple[str, str], Sequence[Result]]) -> list[list[Res
     return [race for race in found if race]
 
 
-def _some_of(known: Sequence[str]):
-    """A parser of names separated by commas."""
-
-    def parse(text: str) -> list[str]:
+def parse(text: str) -> list[str]:
         names = [name.strip() for name in text.split(",") if name.strip()]
         unknown = [name for name in names if name not in known]
         if unknown or not names:
@@ -860,9 +860,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add_dataset(parser)
     names = ", ".join(PROBLEMS)
-    add("--problems", type=_some_of(tuple(PROBLEMS)), metavar="NAMES", help=f"some of {names} (default: all)")
+    add("--problems", type=some_of(tuple(PROBLEMS)), metavar="NAMES", help=f"some of {names} (default: all)")
     names = ", ".join(CONTESTANTS)
-    add("--contestants", type=_some_of(CONTESTANTS), metavar="NAMES", help=f"some of {names} (default: all)")
+    add("--contestants", type=some_of(CONTESTANTS), metavar="NAMES", help=f"some of {names} (default: all)")
     add("--threads", type=positive(int), default=1, help="of TensorFlow (default 1)")
     add(
         "--budget-scale",

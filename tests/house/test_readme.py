@@ -18,11 +18,12 @@ def _examples():
 @pytest.mark.parametrize("block", list(_examples()))
 def test_example_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = keras.config.floatx()
+    before = keras.config.floatx(), keras.config.dtype_policy()
     try:
         exec(compile(block, "example", "exec"), {"__name__": "example"})
     finally:
-        keras.config.set_floatx(before)
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
 
 
 def test_the_commands_name_files_that_exist():

@@ -14,7 +14,7 @@ def natural_gradient(**overrides: Any) -> NaturalGradient:
     Residuals have no noise: the loss falls by ten orders of magnitude and more, and the damping with it. Steps are
     Gauss-Newton steps (learning rate 1, no limit of a KL divergence, which residuals do not have) by the exact Gram
     matrix; the line search shortens a step that does not lower the loss. Train in float64
-    (`keras.config.set_floatx("float64")`), with all points in one batch.
+    (`keras.config.set_floatx("float64")` and `set_dtype_policy("float64")`), with all points in one batch.
 
     >>> optimizer = natural_gradient()
     >>> float(optimizer.learning_rate), optimizer.adaptation.minimum

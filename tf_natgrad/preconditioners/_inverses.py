@@ -136,7 +136,8 @@ class LowRank:
         values, vectors = tf.linalg.eigh(0.5 * (small + tf.transpose(small)))
         values = tf.nn.relu(values)
         others = tf.nn.relu(tf.linalg.trace(factor) - tf.reduce_sum(values)) / (self._size - self._rank)
-        # What is left lies below the smallest of them: no direction there is lengthened more than twice too much.
+        # Once the subspace has settled, what is left lies below the smallest of them: no direction there is lengthened
+        # more than twice too much.
         rest = 1.0 / tf.maximum(others + damping, 0.5 * (values[0] + damping))
         return [tf.linalg.matmul(basis, vectors), 1.0 / (values + damping) - rest, rest], tf.constant(0)
 

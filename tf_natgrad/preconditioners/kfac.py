@@ -58,8 +58,8 @@ class KFAC(Preconditioner):
         ema: the weight of the past in the running averages, in [0, 1); smaller at the start, where it is that of a
             plain mean.
         update_every: steps between two updates of the averages; by default the recipe's. The first steps all update.
-        invert_every: steps between two inversions; by default the recipe's. At the start they are made after 1, 2, 4,
-            8, ... steps.
+        invert_every: steps between two inversions; by default the recipe's. At the start they are made after 1, 2, 5
+            and 17 steps, too.
         approximation: `"expand"` or `"reduce"`, see `operators.KroneckerFisher`.
         fisher: the labels of the factors: `"mc"` (drawn from the model), `"exact"` (the expectation), `"empirical"`
             (those of the data).

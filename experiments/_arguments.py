@@ -29,6 +29,15 @@ def positive(kind: type):
 def some_of(known: Sequence[str]):
     """A parser of names separated by commas."""
 
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(known)}, separated by commas")
+        return [name for name in known if name in names]
+
+    return parse
+
 
 def non_negative(text: str) -> float:
     """A parser of numbers from 0 on for `argparse`."""

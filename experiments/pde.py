@@ -598,15 +598,6 @@ def draw_solutions(rows: Sequence[Row], path: pathlib.Path) -> None:
     save(figure, path)
 
 
-def parse(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        if not names or any(name not in known for name in names):
-            raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(known)}, separated by commas")
-        return [name for name in known if name in names]
-
-    return parse
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(

@@ -36,7 +36,16 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, set_threads, show_log, some_of
+from _arguments import (
+    add_dataset,
+    add_recording,
+    check_recording,
+    output_folder,
+    positive,
+    set_threads,
+    show_log,
+    some_of,
+)
 from _drawing import (
     BLACK,
     BLUE,
@@ -840,16 +849,6 @@ def _caption(rows: Sequence[Row], results: Mapping[tuple[str, str], Sequence[Res
 def _races(results: Mapping[tuple[str, str], Sequence[Result]]) -> list[list[Result]]:
     found = [race_of(group, PROBLEMS[name].targets) for (name, _), group in results.items()]
     return [race for race in found if race]
-
-
-def parse(text: str) -> list[str]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        unknown = [name for name in names if name not in known]
-        if unknown or not names:
-            raise argparse.ArgumentTypeError(f"{text}: expected some of {', '.join(known)}, separated by commas")
-        return [name for name in known if name in names]
-
-    return parse
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

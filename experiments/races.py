@@ -742,7 +742,9 @@ def _ratio(first: Row | None, natural: Row | None) -> str:
 def draw_races(rows: Sequence[Row], path: pathlib.Path) -> None:
     """Draws the metric against iterations and against seconds, a row of panels per problem."""
     results = results_of(rows)
-    names = [name for name in PROBLEMS if any(problem == name for problem, _ in results)]
+    # Where only settings were tried so far there is no race to draw.
+    raced = {name for (name, _), group in results.items() if race_of(group, PROBLEMS[name].targets)}
+    names = [name for name in PROBLEMS if name in raced]
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):

@@ -31,7 +31,6 @@ class Equation:
         budget: seconds.
         coordinates: their names.
         coefficient: the true number and where it starts, for an inverse problem.
-        published: errors of the literature, in words.
     """
 
     title: str
@@ -45,7 +44,6 @@ class Equation:
     budget: float
     coordinates: tuple[str, ...] = ("x", "y")
     coefficient: tuple[float, float] | None = None
-    published: str | None = None
 
     @property
     def in_plane(self) -> bool:
@@ -231,9 +229,7 @@ _POISSON: dict[str, Any] = {
     "weights": {"boundary": 100.0},
 }
 EQUATIONS: dict[str, Equation] = {
-    "poisson": Equation(
-        "Poisson, 2-32-1", (2, 32, 1), **_POISSON, budget=30.0, published="1e-6 to 1e-7 against 1e-3 (Adam)"
-    ),
+    "poisson": Equation("Poisson, 2-32-1", (2, 32, 1), **_POISSON, budget=30.0),
     "poisson_wide": Equation("Poisson, 2-64-64-1", (2, 64, 64, 1), **_POISSON, budget=30.0),
     "heat": Equation(
         "heat, 2-64-1",
@@ -246,7 +242,6 @@ EQUATIONS: dict[str, Equation] = {
         {"start": 10.0, "ends": 10.0},
         30.0,
         ("x", "t"),
-        published="1e-6 to 1e-5 against 1e-3 (Adam)",
     ),
     "poisson5": Equation(
         "Poisson in 5 dimensions, 5-64-64-48-48-1",

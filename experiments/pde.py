@@ -542,10 +542,9 @@ def draw_errors(rows: Sequence[Row], path: pathlib.Path) -> None:
             axis.set_xlabel(f"{'iterations' if unit == 'iteration' else 'seconds of training'} (logarithmic)")
             axis.grid(alpha=0.25)
         equation: Equation = EQUATIONS[name]
-        literature = "" if equation.published is None else f"; published: {equation.published}"
         pair[0].set_title(f"{equation.title}")
         budget = next(groups[0][0]["budget"] for (problem, _), groups in runs.items() if problem == name)
-        pair[1].set_title(f"budget {budget} s{literature}")
+        pair[1].set_title(f"budget {budget} s")
         pair[0].set_ylabel("relative L2 error (logarithmic)")
     axes[0][0].legend(fontsize=8)
     first = rows[0]

@@ -156,6 +156,27 @@ def test_gradients_in_the_weights_are_those_of_tapes():
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+def mixed(precision, points_precision):
+    """Layers in one precision, points in another."""
+    x = keras.Input((2,), dtype=points_precision)
+    options = {"dtype": precision}
+    a = layers.Dense(4, "tanh", **options)(x)
+    b = layers.Multiply(**options)([a, layers.Concatenate(**options)([x, layers.Rescaling(2.0, **options)(x)])])
+    inner = keras.Sequential([keras.Input((4,), dtype=precision), layers.Dense(2, **options)])
+    both = layers.Add(**options)([inner(b), x])
+    return keras.Model(x, ng.pde.HardBoundary(distance, lift, **options)([x, layers.Dense(1, **options)(both)]))
+
+
+@pytest.mark.parametrize("x", [tf.ones([3, 2], tf.float64), tf.ones([3, 2]), np.ones((3, 2), int)])
+@pytest.mark.parametrize("precision", [("float32", "float32"), ("float32", "float64"), ("float64", "float32")])
+def test_precisions_are_those_of_the_network(precision, x):
+    network = mixed(*precision)
+    expected = network(x)
+    for found in ng.pde.laplacian(network, x):
+        assert found.dtype == expected.dtype
+    np.testing.assert_allclose(ng.pde.laplacian(network, x)[0], expected, rtol=1e-6)
+
+
 def test_float32_inputs_and_layers_of_their_own_precision():
     keras.config.set_floatx("float32")
     network = keras.Sequential(
@@ -172,12 +193,22 @@ def test_float32_inputs_and_layers_of_their_own_precision():
         (lambda: layers.Dense(3, "softmax", name="odd"), "'odd' with the activation `softmax`, which mixes"),
         (lambda: layers.Dropout(0.5, name="odd"), r"layer 'odd' \(Dropout\)"),
         (lambda: layers.LayerNormalization(name="odd"), r"layer 'odd' \(LayerNormalization\)"),
+        (lambda: layers.Dense(3, activity_regularizer="l2", name="odd"), "'odd' .Dense. with an `activity_reg"),
+        (lambda: layers.Identity(activity_regularizer="l1", name="odd"), "'odd' .Identity. with an `activity_reg"),
     ],
 )
 def test_layers_without_a_rule_are_refused_by_name(layer, words):
     network = keras.Sequential([keras.Input((2,)), layers.Dense(3, "tanh"), layer(), layers.Dense(1)])
     with pytest.raises(ValueError, match=words):
         ng.pde.laplacian(network, tf.ones([2, 2]))
+
+
+def test_networks_with_several_outputs_are_refused_by_name():
+    x = keras.Input((2,))
+    inner = keras.Model(x, [layers.Dense(3)(x), layers.Dense(3)(x)], name="odd")
+    y = keras.Input((2,))
+    with pytest.raises(ValueError, match=r"'odd' .Functional. with several outputs"):
+        ng.pde.laplacian(keras.Model(y, inner(y)[1]), tf.ones([2, 2]))
 
 
 def test_the_message_says_the_general_way():
@@ -199,3 +230,14 @@ def test_networks_are_saved(name, tmp_path):
 def test_boundary_values_hold():
     x = tf.constant([[0.0, 0.3], [1.0, 0.2], [0.4, 0.0], [0.9, 1.0]], tf.float64)
     np.testing.assert_allclose(hard(1)(x), lift(x), atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["distance", "lift"])
+@pytest.mark.parametrize("function", [lambda x: x[:, 0], lambda x: x, lambda x: 1.0])
+def test_boundary_functions_of_another_shape_are_refused(name, function):
+    x = keras.Input((2,))
+    layer = ng.pde.HardBoundary(**{"distance": distance, name: function})
+    network = keras.Model(x, layer([x, layers.Dense(3)(x)]))
+    for call in (network, lambda p: ng.pde.laplacian(network, p)):
+        with pytest.raises(ValueError, match=rf"`{name}`: .*returns shape .*keepdims=True"):
+            call(tf.ones([4, 2], tf.float64))

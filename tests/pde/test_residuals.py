@@ -1,5 +1,6 @@
 """Residual models: terms with points and weights, unknown coefficients, and a problem with a known solution."""
 
+import cases
 import keras
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from keras import layers
 from oracle import difference
 
 import tf_natgrad as ng
+from tf_natgrad import _checks
 from tf_natgrad.operators import Fisher
 
 
@@ -113,6 +115,57 @@ def test_residuals_of_a_wrong_shape_are_refused():
     model = ng.pde.ResidualModel(network(), {"inside": lambda u, x: u(x)[:, 0]})
     with pytest.raises(ValueError, match="'inside', which returns shape"):
         model(next(iter(model.batches({"inside": np.zeros((3, 2))})))[0])
+
+
+@pytest.mark.parametrize(
+    "term, kind",
+    [
+        (lambda u, x: ng.pde.laplacian(u, x), "a tuple of 3"),
+        (lambda u, x: 0.0, "a float"),
+        (lambda u, x: ng.pde.derivatives(u, x, [(0,)]), "a dict"),
+    ],
+)
+def test_terms_that_return_no_tensor_are_refused(term, kind):
+    model = ng.pde.ResidualModel(network(), {"inside": term})
+    with pytest.raises(TypeError, match=rf"'inside', which returns {kind};.*returns `\(u, du, laplacian\)`"):
+        model(next(iter(model.batches({"inside": np.zeros((3, 2))})))[0])
+
+
+def test_coefficients_that_were_not_passed_are_refused():
+    k = ng.pde.Coefficient(1.0, name="speed")
+    terms = {"inside": lambda u, x: k(x) * u(x)}
+    points = {"inside": np.zeros((3, 2))}
+    model = ng.pde.ResidualModel(network(), terms)
+    with pytest.raises(ValueError, match=r"`coefficients`: .*'speed', .*'inside'.*pass `coefficients=\[k\]`"):
+        model(next(iter(model.batches(points)))[0])
+    model = ng.pde.ResidualModel(network(), terms, coefficients=[keras.Sequential([keras.Input((2,)), k])])
+    model(next(iter(model.batches(points)))[0])
+
+
+def test_kfac_of_a_model_that_was_not_called():
+    k = ng.pde.Coefficient(1.0)
+    terms = {"inside": lambda u, x: k(x) * ng.pde.laplacian(u, x)[2] + source(x), "boundary": boundary}
+    model, points = ng.pde.ResidualModel(network(), terms, coefficients=[k]), square(20, 8)
+    model.compile(ng.NaturalGradient(fisher=ng.KFAC()), "mse")
+    history = model.fit(model.batches(points, repeat=5), epochs=2, verbose=0).history["loss"]
+    assert history[-1] < history[0] and float(k.number) != 1.0
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_batches_are_in_the_precision_of_the_network(precision, monkeypatch, caplog):
+    monkeypatch.setattr(_checks, "_logged", set())
+    # Float64 networks in a session of float32, and the reverse.
+    options = {"dtype": precision}
+    u = keras.Sequential([keras.Input((2,)), layers.Dense(4, "tanh", **options), layers.Dense(1, **options)])
+    with cases.precision("float32" if precision == "float64" else "float64"):
+        model, points = ng.pde.ResidualModel(u, {"inside": inside, "boundary": boundary}), square(10, 4)
+        inputs, y, weights = next(iter(model.batches(points)))
+        assert {t.dtype.name for t in (*inputs.values(), y, weights, model(inputs))} == {precision}
+        model.batches(points)
+        assert [r.message.count("set_dtype_policy") for r in caplog.records] == [1]
+        model.compile(ng.pde.natural_gradient(damping=0.1), "mse")
+        history = model.fit(model.batches(points, repeat=3), epochs=2, verbose=0).history["loss"]
+    assert history[-1] < history[0]
 
 
 def test_poisson():

@@ -13,6 +13,7 @@ from oracle import difference, outputs_and_jacobian
 import tf_natgrad as ng
 from tf_natgrad.layers import _products, capture
 from tf_natgrad.layers.rows import rows
+from tf_natgrad.layers.transposed_convolution import TransposedConvolutionRule
 from tf_natgrad.operators import Fisher, KroneckerFisher
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -252,3 +253,7 @@ def test_calls_outside_of_any_rows_see_all_examples():
     with capture(layer) as record:
         layer(tf.ones([4, 2]))
     assert record.calls[0].rows is None
+
+
+def test_transposed_convolutions_leave_squares_to_the_rule_of_all_layers():
+    assert TransposedConvolutionRule().squares([], [], tf.float64) is None

@@ -67,4 +67,4 @@ def call_refusal(layer: keras.layers.Layer, call: LayerCall, graph: object) -> s
     return None
 
 
-__all__ = ["WAY_OUT", "call_refusal", "folding_refusal", "mixing_refusal"]
+__all__ = ["WAY_OUT", "call_refusal", "folding_refusal", "mixing_refusal", "rows_refusal"]

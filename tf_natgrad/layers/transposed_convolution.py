@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, with_positions
+from tf_natgrad.layers._base import LayerCall, Squares, with_positions
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers.convolution import ConvolutionRule
 
@@ -32,6 +32,11 @@ class TransposedConvolutionRule(ConvolutionRule):
     def patches(self, call: LayerCall, dtype: tf.DType) -> tf.Tensor:
         taps = [list(range(size)) for size in call.layer.kernel_size]
         return _seen(call, dtype, [tf.range(length) for length in _lengths(call.output)], taps)[:, :, None]
+
+    def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares | None:
+        # Its parts are in another order than those of a convolution.
+        del calls, gradients, dtype
+        return None
 
     def weight_gradients(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType

@@ -124,9 +124,13 @@ def of_layer(layer: Any, inputs: Any, *others: Any, **options: Any) -> Streams:
     """
     if _keras.is_graph(layer):
         return of_network(layer, inputs)
+    _refuse_activity_regularizer(layer)
     rule = _RULES.get(type(layer))
     if rule is None or others or any(v is not None for k, v in options.items() if k not in ("training", "mask")):
         raise ValueError(_refusal(layer))
+    if isinstance(layer, keras.layers.Layer) and layer.autocast:
+        # As `Layer.__call__` does.
+        inputs = tf.nest.map_structure(lambda streams: streams.cast(layer.compute_dtype), inputs)
     return rule(layer, inputs)
 
 
@@ -141,10 +145,21 @@ def of_network(network: keras.Model, inputs: Streams) -> Streams:
         Streams.
 
     Raises:
-        ValueError: if a layer has no rule.
+        ValueError: if a layer has no rule, or the network several outputs.
     """
-    outputs = tf.nest.flatten(_keras.run_graph(network, inputs, of_layer))
+    _refuse_activity_regularizer(network)
+    if len(network.outputs) != 1:
+        raise ValueError(_refusal(network, "with several outputs"))
+    # As `Functional.call` does.
+    given = [s.cast(i.dtype) for s, i in zip(tf.nest.flatten(inputs), network.inputs, strict=True)]
+    outputs = tf.nest.flatten(_keras.run_graph(network, given, of_layer))
     return outputs[0]
+
+
+def _refuse_activity_regularizer(layer: Any) -> None:
+    # Its penalty is added by `Layer.__call__`, which streams do not pass through.
+    if getattr(layer, "activity_regularizer", None) is not None:
+        raise ValueError(_refusal(layer, "with an `activity_regularizer`, whose penalty would be missing"))
 
 
 def _refusal(layer: Any, why: str = "") -> str:

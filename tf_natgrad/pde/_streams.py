@@ -61,6 +61,10 @@ class Streams:
         """A linear function of each stream."""
         return self.with_present([function(s) for s in self.present])
 
+    def cast(self, dtype: str | tf.DType) -> Streams:
+        """The same streams in another precision."""
+        return self.mapped(lambda s: tf.cast(s, dtype))
+
     def with_value(self, value: tf.Tensor) -> Streams:
         """The same derivatives with another value."""
         return dataclasses.replace(self, value=value)

@@ -109,7 +109,6 @@ def _checked(network: Any, x: Any) -> tf.Tensor:
     """The points, for a network that is built and may be differentiated."""
     _checks.check_instance("network", network, keras.Model, "a Keras model")
     x = _checks.as_tensor("x", x)
-    x = x if x.dtype.is_floating else tf.cast(x, keras.config.floatx())
     if x.shape.rank != 2 or not x.shape[-1]:
         raise ValueError(_checks.message("x", f"shape {tuple(x.shape)}", "points [N, d]"))
     if not _keras.is_graph(network):
@@ -137,7 +136,11 @@ def _checked(network: Any, x: Any) -> tf.Tensor:
         raise ValueError(
             _checks.message("x", f"shape {tuple(x.shape)}", f"{network.inputs[0].shape}, as the network takes")
         )
-    return x
+    dtype = tf.as_dtype(network.inputs[0].dtype)
+    if not dtype.is_floating:
+        raise ValueError(_checks.message("network", f"one with inputs of dtype {dtype.name}", "floating-point inputs"))
+    # As a call of the network does.
+    return tf.cast(x, dtype)
 
 
 def _checked_indices(wanted: Any, dimension: int) -> list[Index]:

@@ -117,6 +117,7 @@ class HardBoundary(keras.layers.Layer):
 
     Raises:
         TypeError: if `distance` or `lift` is no function.
+        ValueError: when it is called, if one of them returns neither `[N, 1]` nor `[N, C]`.
 
     References:
         I. Lagaris, A. Likas, D. Fotiadis, "Artificial neural networks for solving ordinary and partial differential
@@ -140,14 +141,14 @@ class HardBoundary(keras.layers.Layer):
             `[N, C]`.
         """
         x, y = inputs
-        values = self.distance(x) * y
-        return values if self.lift is None else self.lift(x) + values
+        values = _at("distance", self.distance, x, y) * y
+        return values if self.lift is None else _at("lift", self.lift, x, y) + values
 
     def streams(self, inputs: list[Streams]) -> Streams:
         """What `laplacian` makes of the derivatives of the inputs."""
         x, y = inputs
-        values = _through(self.distance, x, y).times(y)
-        return values if self.lift is None else _through(self.lift, x, y).plus(values)
+        values = _through("distance", self.distance, x, y).times(y)
+        return values if self.lift is None else _through("lift", self.lift, x, y).plus(values)
 
     def compute_output_shape(self, input_shape: list[tuple[int | None, ...]]) -> tuple[int | None, ...]:
         """Returns `[N, C]`.
@@ -174,7 +175,19 @@ class HardBoundary(keras.layers.Layer):
         return cls(**config | functions)
 
 
-def _through(function: Callable, x: Streams, like: Streams) -> Streams:
+def _at(name: str, function: Callable, points: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """The values of a function of points, `[N, 1]` or as wide as `like`; `[N]` would broadcast to `[N, N]`."""
+    values = function(points)
+    shape = tuple(getattr(values, "shape", ()))
+    if len(shape) != 2 or shape[1] not in (1, like.shape[-1]):
+        widths = "[N, 1]" if like.shape[-1] == 1 else f"[N, 1] or [N, {like.shape[-1]}]"
+        received = f"a function that returns shape {shape} for points of shape {tuple(points.shape)}"
+        remedy = "Keep the last axis: `keepdims=True` in a sum or product, `x[:, :1]` for a coordinate."
+        raise ValueError(_checks.message(name, received, f"values {widths}", remedy))
+    return values
+
+
+def _through(name: str, function: Callable, x: Streams, like: Streams) -> Streams:
     """The streams of a smooth function of points whose streams are known, as wide as `like`.
 
     No weight acts here, so that nested tapes cost next to nothing: `D_i g = sum_k g_k D_i x_k`, and
@@ -185,7 +198,7 @@ def _through(function: Callable, x: Streams, like: Streams) -> Streams:
         outer.watch(points)
         with tf.GradientTape(persistent=True) as inner:
             inner.watch(points)
-            values = tf.cast(function(points), like.value.dtype)
+            values = tf.cast(_at(name, function, points, like.value), like.value.dtype)
             columns = tf.unstack(values, axis=-1)
         zero = tf.UnconnectedGradients.ZERO
         slopes = [inner.gradient(c, points, unconnected_gradients=zero) for c in columns]

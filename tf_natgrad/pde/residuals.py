@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad.layers.rows import rows
 from tf_natgrad.training import NaturalGradientMixin
 
 # Of a network and points `[N, d]`, to residuals `[N, C]`.
 Residual = Callable[[keras.Model, tf.Tensor], tf.Tensor]
+# The coefficients that were called since a residual model began a term.
+_called: contextvars.ContextVar[list[keras.layers.Layer] | None] = contextvars.ContextVar("called", default=None)
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
@@ -44,6 +48,7 @@ class Coefficient(keras.layers.Layer):
         self.number = self.add_weight(shape=(), initializer="zeros", name="number")
         # Keras's `Constant` would round to float32.
         self.number.assign(self.initial)
+        self.built = True
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Repeats the number.
@@ -54,6 +59,9 @@ class Coefficient(keras.layers.Layer):
         Returns:
             `[N, 1]`.
         """
+        called = _called.get()
+        if called is not None:
+            called.append(self)
         return keras.ops.zeros_like(inputs[:, :1]) + self.number
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -67,6 +75,13 @@ class Coefficient(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return super().get_config() | {"initial": self.initial}
+
+
+_FLOAT64 = (
+    "Residuals of differential equations are trained here in single precision, in which their loss cannot fall far. "
+    'Call `keras.config.set_floatx("float64")` and `keras.config.set_dtype_policy("float64")` before the network is '
+    "made."
+)
 
 
 # Not `NaturalGradientModel`: Keras makes a Functional class of that for good once it is given inputs and outputs.
@@ -119,10 +134,27 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
         for layer in _checks.as_list("coefficients", coefficients, "a list of Keras layers"):
             _checks.check_instance("coefficients", layer, keras.layers.Layer, "a list of Keras layers")
         weights = _weights(weights, terms)
-        super().__init__(**kwargs)
+        # Else Keras would round the points to the precision of this model.
+        super().__init__(**{"dtype": _precision(network)} | kwargs)
         self.network, self.coefficients = network, list(coefficients)
         self.residuals, self.term_names = residuals, tuple(terms)
         self.term_weights, self.terms = weights, tuple(terms.values())
+        self._count_as_built()
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Stock Keras's; the state of `fisher="kfac"` and the like is made if all weights exist.
+
+        Args:
+            *args: as Keras takes them.
+            **kwargs: likewise.
+        """
+        self._count_as_built()
+        super().compile(*args, **kwargs)
+
+    def _count_as_built(self) -> None:
+        """All weights are those of the network and the coefficients: where they exist, no call is needed first."""
+        if all(layer.built for layer in (self.network, *self.coefficients)):
+            self.built = True
 
     def call(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """Computes the residuals of all terms, each on its own points.
@@ -135,7 +167,9 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
             the `N_k`.
 
         Raises:
-            ValueError: if the points of a term are missing, or it returns another shape.
+            ValueError: if the points of a term are missing, it returns another shape, or it calls a `Coefficient` that
+                is not among `coefficients`.
+            TypeError: if a term returns no tensor.
         """
         if not isinstance(inputs, Mapping) or set(inputs) != set(self.term_names):
             came = ", ".join(map(str, inputs)) if isinstance(inputs, Mapping) else _checks.described(inputs)
@@ -145,18 +179,33 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
         found, start = [], 0
         for name, residual, x, count in zip(self.term_names, self.terms, points, counts, strict=True):
             # The layers see these examples of the batch, and the Gram matrix has blocks for them.
-            with rows(start, start + count, sum(counts)):
+            with rows(start, start + count, sum(counts)), _calls_noted() as called:
                 values = residual(self.network, x)
-            if (
-                values.shape.rank != 2
-                or values.shape[-1] != self.residuals
-                or values.shape[0] not in (None, x.shape[0])
-            ):
-                came = f"{name!r}, which returns shape {values.shape}"
-                raise ValueError(_checks.message("terms", came, f"residuals [N, {self.residuals}]"))
+            self._check_coefficients(name, called)
+            self._check_residuals(name, values, x)
             found.append(values)
             start += count
         return tf.concat(found, 0)
+
+    def _check_coefficients(self, name: str, called: list[keras.layers.Layer]) -> None:
+        if not called:
+            return
+        known = {id(layer) for layer in _keras.all_layers(self)}
+        missing = [layer.name for layer in called if id(layer) not in known]
+        if missing:
+            came = f"none that is {missing[0]!r}, which the term {name!r} calls: it would not be trained"
+            expected = "all coefficients that the terms call"
+            raise ValueError(_checks.message("coefficients", came, expected, "For one `k` pass `coefficients=[k]`."))
+
+    def _check_residuals(self, name: str, values: Any, x: tf.Tensor) -> None:
+        expected = f"residuals [N, {self.residuals}]"
+        if not tf.is_tensor(values):
+            kind = f"a tuple of {len(values)}" if isinstance(values, tuple) else f"a {type(values).__name__}"
+            remedy = "`laplacian` returns `(u, du, laplacian)`, and `derivatives` a dictionary: take one of them."
+            raise TypeError(_checks.message("terms", f"{name!r}, which returns {kind}", expected, remedy))
+        shape = values.shape
+        if shape.rank != 2 or shape[-1] != self.residuals or shape[0] not in (None, x.shape[0]):
+            raise ValueError(_checks.message("terms", f"{name!r}, which returns shape {shape}", expected))
 
     def batches(self, points: Mapping[str, Any] | Callable[[], Mapping[str, Any]], repeat: int = 1) -> tf.data.Dataset:
         """Makes a data set of full batches of `points`, for `fit`, `evaluate` and the operators.
@@ -193,7 +242,9 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
             raise TypeError(_checks.message("points", _checks.described(points), expected))
         if set(points) != set(self.term_names):
             raise ValueError(_checks.message("points", f"those of {', '.join(map(str, points)) or 'none'}", expected))
-        dtype = keras.config.floatx()
+        dtype = _precision(self.network)
+        if {dtype, keras.config.floatx()} != {"float64"}:
+            _checks.log_once(_FLOAT64, "residuals in single precision")
         parts = [_checks.as_array("points", points[name], expected).astype(dtype) for name in self.term_names]
         if any(p.ndim != 2 or not p.size for p in parts):
             raise ValueError(_checks.message("points", f"shapes {[p.shape for p in parts]}", expected))
@@ -203,6 +254,25 @@ class ResidualModel(NaturalGradientMixin, keras.Model):
         weights = [np.full(len(p), w * total / len(p), dtype) for p, w in zip(parts, self.term_weights, strict=True)]
         inputs = {name: tf.constant(part) for name, part in zip(self.term_names, parts, strict=True)}
         return inputs, tf.zeros([total, self.residuals], dtype), tf.constant(np.concatenate(weights))
+
+
+@contextlib.contextmanager
+def _calls_noted() -> Iterator[list[keras.layers.Layer]]:
+    """Lists the coefficients that are called meanwhile."""
+    called: list[keras.layers.Layer] = []
+    token = _called.set(called)
+    try:
+        yield called
+    finally:
+        _called.reset(token)
+
+
+def _precision(network: keras.Model) -> str:
+    """The dtype of points whose residuals are those of a network's outputs."""
+    outputs = getattr(network, "outputs", None)
+    dtype = keras.backend.standardize_dtype(outputs[0].dtype) if outputs else network.variable_dtype
+    # Points in half precision would not be those that were given.
+    return dtype if dtype in ("float32", "float64") else network.variable_dtype
 
 
 def _functions(terms: Any) -> dict[str, Residual]:

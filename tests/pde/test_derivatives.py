@@ -203,6 +203,28 @@ def test_layers_without_a_rule_are_refused_by_name(layer, words):
         ng.pde.laplacian(network, tf.ones([2, 2]))
 
 
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        lambda v: tf.nn.relu(v),
+        lambda v: keras.activations.threshold(v, 0.5, 0.0),
+        keras.activations.sparse_sigmoid,
+        keras.activations.softsign,
+        tf.abs,
+    ],
+)
+def test_activations_without_a_second_derivative_are_refused(activation, graph):
+    network = keras.Sequential([keras.Input((2,)), layers.Dense(3, activation, name="odd"), layers.Dense(1)])
+    function = tf.function(ng.pde.laplacian, autograph=False) if graph else ng.pde.laplacian
+    with pytest.raises(ValueError, match=r"'odd' with the activation .* is zero or missing"):
+        function(network, tf.ones([2, 2], tf.float64))
+
+
+def test_affine_activations_are_not_refused():
+    assert not ng.pde.laplacian(sequential(lambda v: 2.0 * v + 1.0), tf.ones([2, 2], tf.float64))[2].numpy().any()
+
+
 def test_networks_with_several_outputs_are_refused_by_name():
     x = keras.Input((2,))
     inner = keras.Model(x, [layers.Dense(3)(x), layers.Dense(3)(x)], name="odd")

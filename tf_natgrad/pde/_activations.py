@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -13,6 +14,8 @@ from tf_natgrad import _checks
 # `s(v)`, `s'(v)` and `s''(v)`; `None` for a derivative that is zero.
 Derivatives = tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]
 
+# Beyond the kinks of the usual functions of straight pieces, and on none of them.
+_SAMPLES = np.linspace(-7.03, 7.01, 97)
 _SMOOTH = "Use one with a second derivative, such as `tanh`, `sin`, `softplus`, `swish` or `gelu`."
 
 
@@ -103,12 +106,18 @@ def with_derivatives(activation: Callable, v: tf.Tensor, owner: str) -> Derivati
     if closed is not None:
         return closed(v)
     name = getattr(activation, "__name__", type(activation).__name__)
+    bent = f"layer {owner!r} with the activation `{name}`, whose second derivative is zero or missing"
     if activation in _PIECEWISE:
-        received = f"layer {owner!r} with the activation `{name}`, whose second derivative is zero or missing"
-        raise ValueError(_checks.message("network", received, "smooth activations", _SMOOTH))
+        raise ValueError(_checks.message("network", bent, "smooth activations", _SMOOTH))
     if not _acts_by_entry(activation, v.dtype):
         received = f"layer {owner!r} with the activation `{name}`, which mixes the entries of a row"
         raise ValueError(_checks.message("network", received, "activations of each entry", _SMOOTH))
+    if not _bends(activation, v.dtype):
+        raise ValueError(_checks.message("network", bent, "smooth activations", _SMOOTH))
+    return _by_tapes(activation, v)
+
+
+def _by_tapes(activation: Callable, v: tf.Tensor) -> Derivatives:
     with tf.GradientTape() as outer:
         outer.watch(v)
         with tf.GradientTape() as inner:
@@ -116,6 +125,25 @@ def with_derivatives(activation: Callable, v: tf.Tensor, owner: str) -> Derivati
             y = activation(v)
         slope = inner.gradient(y, v)
     return y, slope, None if slope is None else outer.gradient(slope, v)
+
+
+def _bends(activation: Callable, dtype: tf.DType) -> bool:
+    """Whether a function is affine or has a second derivative, by samples; not for one of straight pieces."""
+
+    def sample() -> bool:
+        try:
+            _, slope, bend = _by_tapes(activation, tf.constant(_SAMPLES[None], dtype))
+        except LookupError:
+            # TensorFlow has no gradient of the gradient, such as that of `softsign`.
+            return False
+        if slope is None or np.ptp(slope) <= 1e-6 * np.max(np.abs(slope)):
+            return True
+        return bend is not None and bool(np.any(np.asarray(bend) != 0.0))
+
+    # Eager code, also while a graph is traced. Another thread, because no tape records within `tf.init_scope`, and
+    # tapes that are open here are not to record this.
+    with futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(sample).result()
 
 
 def _acts_by_entry(activation: Callable, dtype: tf.DType) -> bool:

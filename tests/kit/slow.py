@@ -59,6 +59,7 @@ SLOW: dict[str, list[str]] = {
     "experiments/test_errata.py": ["*"],
     "experiments/test_loss_curvature.py": ["*"],
     "experiments/test_mnist_experiment.py": ["*"],
+    "experiments/test_pde.py": ["test_a_smoke*", "test_contestants*"],
     "experiments/test_policy_curvature.py": ["*"],
     "experiments/test_races.py": ["*"],
     "experiments/test_trpo_experiment.py": ["*"],

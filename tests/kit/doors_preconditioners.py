@@ -21,8 +21,8 @@ KFAC = {
     "fisher": bad.CHOICES,
     "mc_samples": numbers(1, integer=True),
     "damping_split": bad.CHOICES,
-    "rank": numbers(1, integer=True),
-    "largest": numbers(1, integer=True),
+    "rank": numbers(1, integer=True, optional=True),
+    "largest": numbers(1, integer=True, optional=True),
 }
 EKFAC = {name: KFAC[name] for name in list(KFAC)[:7] if name in KFAC and name != "damping_split"}
 NAMES = [None, 3, "nonsense", "", {}, {"name": "nonsense"}, {"name": "kfac", "nonsense": 1}, ["kfac"], bad.a_function]

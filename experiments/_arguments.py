@@ -77,6 +77,12 @@ def check_recording(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--smoke writes to a new temporary folder each time: --resume and --replot need --out")
 
 
+def check_table(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Stops where `--table` has no folder to look into."""
+    if arguments.table and arguments.smoke and not arguments.out:
+        parser.error("--smoke writes to a new temporary folder each time: --table needs --out")
+
+
 def output_folder(arguments: argparse.Namespace, name: str) -> pathlib.Path:
     """The folder to write to; a new temporary one for a trial."""
     if arguments.out:

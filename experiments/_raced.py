@@ -57,12 +57,13 @@ PROBLEMS: dict[str, Problem] = {
     ),
     # First-order methods slow down on the way to these.
     "autoencoder_low": Problem(
-        *(
-            "autoencoder 784-1000-500-250-30-..., tanh, lower targets",
-            "test loss (nats per pixel)",
-            (0.2, 0.15, 0.12, 0.1, 0.09),
-        ),
-        *(50.0, 256, 28, 2_000),
+        "autoencoder 784-1000-500-250-30-..., tanh, lower targets",
+        "test loss (nats per pixel)",
+        (0.2, 0.15, 0.12, 0.1, 0.09),
+        budget=50.0,
+        batch_size=256,
+        image_size=28,
+        test_images=2_000,
     ),
     "sigmoid": Problem(
         *("autoencoder, sigmoid, sparse initialisation", "test loss (nats per pixel)", (0.2, 0.15, 0.12)),
@@ -88,6 +89,19 @@ REGRESSION_POINTS = 256
 
 # First-order contestants: learning rates about half a decade apart around what is customary. AdamW has Keras's weight
 # decay, 0.004.
+_OF_CLASSIFIERS = {
+    "sgd": (0.03, 0.1, 0.3, 1.0),
+    "momentum": (0.01, 0.03, 0.1, 0.3),
+    "adam": (3e-4, 1e-3, 3e-3, 1e-2),
+    "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
+}
+# The loss is a mean over pixels: rates that are customary for sums are 784 times larger here.
+_OF_PIXELS = {
+    "sgd": (1.0, 3.0, 10.0, 30.0),
+    "momentum": (0.3, 1.0, 3.0, 10.0),
+    "adam": (3e-4, 1e-3, 3e-3, 1e-2),
+    "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
+}
 LEARNING_RATES: dict[str, dict[str, tuple[float, ...]]] = {
     "blog": {
         "sgd": (0.1, 0.3, 1.0, 3.0),
@@ -95,43 +109,17 @@ LEARNING_RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "adam": (1e-3, 3e-3, 1e-2, 3e-2),
         "adamw": (1e-3, 3e-3, 1e-2, 3e-2),
     },
-    "mlp": {
-        "sgd": (0.03, 0.1, 0.3, 1.0),
-        "momentum": (0.01, 0.03, 0.1, 0.3),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
+    "mlp": _OF_CLASSIFIERS,
     "conv": {
         "sgd": (0.03, 0.1, 0.3, 1.0),
         "momentum": (0.01, 0.03, 0.1, 0.3),
         "adam": (1e-4, 3e-4, 1e-3, 3e-3),
         "adamw": (1e-4, 3e-4, 1e-3, 3e-3),
     },
-    # The loss is a mean over pixels: rates that are customary for sums are 784 times larger here.
-    "autoencoder": {
-        "sgd": (1.0, 3.0, 10.0, 30.0),
-        "momentum": (0.3, 1.0, 3.0, 10.0),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
-    "autoencoder_low": {
-        "sgd": (1.0, 3.0, 10.0, 30.0),
-        "momentum": (0.3, 1.0, 3.0, 10.0),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
-    "sigmoid": {
-        "sgd": (1.0, 3.0, 10.0, 30.0),
-        "momentum": (0.3, 1.0, 3.0, 10.0),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
-    "deep": {
-        "sgd": (0.03, 0.1, 0.3, 1.0),
-        "momentum": (0.01, 0.03, 0.1, 0.3),
-        "adam": (3e-4, 1e-3, 3e-3, 1e-2),
-        "adamw": (3e-4, 1e-3, 3e-3, 1e-2),
-    },
+    "autoencoder": _OF_PIXELS,
+    "autoencoder_low": _OF_PIXELS,
+    "sigmoid": _OF_PIXELS,
+    "deep": _OF_CLASSIFIERS,
     "resnet": {
         "sgd": (0.03, 0.1, 0.3, 1.0),
         "momentum": (0.03, 0.1, 0.3, 1.0),
@@ -182,8 +170,9 @@ def _relative(initial: float) -> dict[str, Any]:
 
 # K-FAC and EKFAC: a recipe as it comes, and three changes to it.
 _FIXED = ({"damping": 0.003}, {}, {"damping": 0.03}, {"max_kl": 1e-4})
-_FAST = _lm(1e-3, decay=0.8, period=1)
 _QUADRATIC = ({}, _relative(1.0), _relative(10.0), {"line_search": None})
+# A damping that falls fast, for a loss without noise.
+_FAST = _lm(1e-3, decay=0.8, period=1)
 
 _GRAM = {"solver": "gram"}
 # One label per example drawn from the model: a Gram matrix of the size of the batch.
@@ -281,13 +270,13 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
             {**_GRAM, "learning_rate": 1.0, **_lm(0.01)},
             {**_GRAM, "learning_rate": 1.0, **_lm(0.01), "max_kl": None, "momentum": 0.9},
             {**_GRAM, "learning_rate": 1.0, **_lm(0.01, decay=0.9), "max_kl": None},
-            {**_GRAM, "learning_rate": 1.0, **_lm(1e-3, decay=0.8, period=1), "max_kl": None},
+            {**_GRAM, "learning_rate": 1.0, **_FAST, "max_kl": None},
         ),
         "cg": (
             {**_cg(100), "learning_rate": 1.0, **_lm(0.01), "warm_start": 0.95},
             {**_cg(100), "learning_rate": 1.0, **_lm(1e-3), "warm_start": 0.95, "max_kl": None},
             {**_cg(200, 1e-4), "learning_rate": 1.0, **_lm(0.01), "max_kl": None},
-            {**_cg(100), "learning_rate": 1.0, **_lm(1e-3, decay=0.8, period=1), "max_kl": None},
+            {**_cg(100), "learning_rate": 1.0, **_FAST, "max_kl": None},
         ),
         "kfac": _factored("KFAC", "quadratic", {}, _relative(0.3), _FAST, {"momentum": 0.0}),
         "ekfac": _factored("EKFAC", "quadratic", {}, _relative(0.3), _FAST, {"momentum": 0.0}),

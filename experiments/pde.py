@@ -28,11 +28,20 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_recording, check_recording, output_folder, positive, set_threads, show_log, some_of
+from _arguments import (
+    add_recording,
+    check_recording,
+    check_table,
+    output_folder,
+    positive,
+    set_threads,
+    show_log,
+    some_of,
+)
 from _drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, pyplot, save, set_caption
 from _equations import EQUATIONS, Equation
-from _machine import machine
-from _recording import Recorder, Row, as_text, read_rows
+from _recording import Recorder, Row, read_rows
+from _runs import KeyedRun, complete_runs, is_complete, machine, put_back
 
 LOGGER = logging.getLogger("tf_natgrad")
 
@@ -45,7 +54,6 @@ CORRECTIONS = 50
 # Of the budget, for Adam before L-BFGS, at the learning rate that was best for Adam.
 ADAM_SHARE = 0.2
 TARGETS = (1e-3, 1e-4, 1e-5, 1e-6)
-EVALUATIONS = 60
 
 # --- End of what is compared -----------------------------------------------------------------------------------------
 
@@ -69,7 +77,7 @@ SMOKE = {"problems": ("poisson",), "budget_scale": 0.03, "seeds": 1, "rates": 1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(KeyedRun):
     """One training run; its fields are the key columns.
 
     Attributes:
@@ -81,22 +89,13 @@ class Run:
         threads: of TensorFlow.
     """
 
+    key_columns = KEY_COLUMNS
     problem: str
     contestant: str
     setting: float | None
     seed: int
     budget: float
     threads: int
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The key columns."""
-        return {name: getattr(self, name) for name in KEY_COLUMNS}
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The values of the key columns, as text."""
-        return tuple(as_text(value) for value in self.columns.values())
 
 
 class Clock:
@@ -107,7 +106,7 @@ class Clock:
     """
 
     def __init__(self, budget: float):
-        self.budget, self.seconds, self._start = budget, 0.0, None
+        self.budget, self.seconds = budget, 0.0
         self._due = budget / 1000.0
 
     @contextlib.contextmanager
@@ -143,6 +142,7 @@ class Contest:
         import tensorflow as tf
 
         import tf_natgrad as ng
+        from tf_natgrad.parameters import FlatParameters
 
         self.run, self.equation = run, EQUATIONS[run.problem]
         keras.utils.set_random_seed(run.seed)
@@ -157,6 +157,7 @@ class Contest:
         self.model(self.batch[0])
         self.variables = self.model.trainable_variables
         self.model.optimizer.build(self.variables)
+        self.flat = FlatParameters(self.variables)
         self._tests = self.equation.tests()
         self._outputs = tf.function(lambda x: self.network(x))
         self.error()
@@ -181,34 +182,25 @@ class Contest:
         """A compiled function of all weights in one vector, which it assigns: loss and gradient."""
         import tensorflow as tf
 
-        from tf_natgrad.parameters import FlatParameters
-
-        flat = FlatParameters(self.variables)
-
         @tf.function(autograph=False, jit_compile=True)
         def compiled():
             with tf.GradientTape() as tape:
                 value = self.loss()
-            return value, flat.flatten(tape.gradient(value, [v.value for v in self.variables]))
+            return value, self.flat.flatten(tape.gradient(value, [v.value for v in self.variables]))
 
         def of(vector):
-            flat.assign(vector)
+            self.flat.assign(vector)
             return compiled()
 
-        return of, flat
+        return of
 
 
 def natural(contest: Contest, clock: Clock) -> Iterator[tuple[int, float]]:
     """Steps of `fit`; yields iterations and loss."""
     model, batch = contest.model, contest.batch
     model.make_train_function()
-    before = [(v, v.numpy()) for v in (*model.variables, *model.optimizer.variables)]
-    model.train_function(iter([batch]))
-    known = {id(v) for v, _ in before}
-    if any(id(v) not in known for v in (*model.variables, *model.optimizer.variables)):
-        raise RuntimeError("the first step made variables that were not there before it: they cannot be put back")
-    for variable, value in before:
-        variable.assign(value)
+    with put_back(lambda: (*model.variables, *model.optimizer.variables)):
+        model.train_function(iter([batch]))
     iteration = 0
     while not clock.is_over:
         model.reset_metrics()
@@ -235,10 +227,8 @@ def adam(contest: Contest, clock: Clock, share: float = 1.0) -> Iterator[tuple[i
         optimizer.apply(tape.gradient(value, [v.value for v in contest.variables]), contest.variables)
         return value
 
-    before = [(v, v.numpy()) for v in (*contest.variables, *optimizer.variables)]
-    step()
-    for variable, value in before:
-        variable.assign(value)
+    with put_back(lambda: (*contest.variables, *optimizer.variables)):
+        step()
     iteration, budget = 0, share * clock.budget
     while clock.seconds < budget:
         optimizer.learning_rate = contest.run.setting * 0.5 * (1.0 + math.cos(math.pi * clock.seconds / budget))
@@ -262,7 +252,7 @@ def lbfgs(contest: Contest, clock: Clock, done: int = 0) -> Iterator[tuple[int, 
     import scipy.optimize
     import tensorflow as tf
 
-    function, flat = contest.value_and_gradient()
+    function, flat = contest.value_and_gradient(), contest.flat
     start = flat.read().numpy()
     function(tf.constant(start))
     seen: list[tuple[int, float, float, np.ndarray]] = []
@@ -301,15 +291,14 @@ def lbfgs(contest: Contest, clock: Clock, done: int = 0) -> Iterator[tuple[int, 
 
 def tfp(contest: Contest, clock: Clock) -> Iterator[tuple[int, float]]:
     """Iterations of TensorFlow Probability's L-BFGS, in one compiled function, some at a time."""
+    import keras
     import tensorflow as tf
     import tensorflow_probability as probability
 
-    _, flat = contest.value_and_gradient()
+    flat = contest.flat
 
     def value_and_gradient(vector):
         tensors = flat.unflatten(vector)
-        import keras
-
         with tf.GradientTape() as tape:
             tape.watch(tensors)
             with keras.StatelessScope(state_mapping=list(zip(contest.variables, tensors, strict=True))):
@@ -376,18 +365,15 @@ def train(contest: Contest) -> Iterator[dict[str, Any]]:
         return {"iteration": iteration, "seconds": clock.seconds, "loss": loss, **found, "end": end}
 
     yield row(0, None)
-    iteration, loss, pending = 0, math.nan, True
+    iteration, loss = 0, math.nan
     # SciPy's runs choose their own moments.
     chooses = run.contestant in ("natural", "adam", "tfp")
     for iteration, loss in WAYS[run.contestant](contest, clock):
-        pending = True
         if not math.isfinite(loss):
             break
         if not chooses or clock.is_due:
             yield row(iteration, loss)
-            pending = False
     end = "budget" if clock.is_over else "stopped" if math.isfinite(loss) else "diverged"
-    del pending
     yield row(iteration, loss, end)
 
 
@@ -399,11 +385,6 @@ def solution_rows(contest: Contest) -> list[dict[str, Any]]:
     columns = zip(x[:, 0], x[:, 1], found[:, 0], (found - exact)[:, 0], strict=True)
     own = {"problem": contest.run.problem, "contestant": contest.run.contestant}
     return [own | dict(zip(SOLUTION_COLUMNS[2:], map(float, values), strict=True)) for values in columns]
-
-
-def is_complete(rows: Sequence[Row]) -> bool:
-    """Whether a run came to its end."""
-    return bool(rows[-1]["end"])
 
 
 def last_error(rows: Sequence[Row]) -> float:
@@ -472,12 +453,9 @@ def _is_drawn(run: Run) -> bool:
 
 def runs_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[list[Row]]]:
     """The complete runs that count, by problem and contestant, in the order of the tables."""
-    runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        runs.setdefault(tuple(row[column] for column in KEY_COLUMNS), []).append(row)
     found: dict[tuple[str, str], list[list[Row]]] = {(p, c): [] for p in EQUATIONS for c in CONTESTANTS}
-    for group in runs.values():
-        if is_complete(group) and group[0]["seed"] != str(TUNING_SEED):
+    for group in complete_runs(rows, KEY_COLUMNS):
+        if group[0]["seed"] != str(TUNING_SEED):
             found[group[0]["problem"], group[0]["contestant"]].append(group)
     return {key: groups for key, groups in found.items() if groups}
 
@@ -615,8 +593,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_recording(parser)
     arguments = parser.parse_args(argv)
     check_recording(parser, arguments)
-    if arguments.table and arguments.smoke and not arguments.out:
-        parser.error("--smoke writes to a new temporary folder each time: --table needs --out")
+    check_table(parser, arguments)
     arguments.problems = arguments.problems or list(SMOKE["problems"] if arguments.smoke else problems)
     arguments.contestants = arguments.contestants or list(contestants)
     arguments.budget_scale = arguments.budget_scale or (SMOKE["budget_scale"] if arguments.smoke else 1.0)

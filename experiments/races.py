@@ -40,6 +40,7 @@ from _arguments import (
     add_dataset,
     add_recording,
     check_recording,
+    check_table,
     output_folder,
     positive,
     set_threads,
@@ -62,7 +63,6 @@ from _drawing import (
     set_caption,
     title_of,
 )
-from _machine import machine
 from _raced import (
     AUTOENCODERS,
     DEFAULTS_SEEDS,
@@ -78,6 +78,7 @@ from _raced import (
     network,
 )
 from _recording import Recorder, Row, as_text, read_rows
+from _runs import KeyedRun, complete_runs, is_complete, machine, put_back
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--table` need not wait for TensorFlow.
 
@@ -148,7 +149,7 @@ def _value_text(value: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(KeyedRun):
     """One training run; its fields are key columns of the CSV, the setting as text.
 
     Attributes:
@@ -161,6 +162,7 @@ class Run:
         threads: of TensorFlow.
     """
 
+    key_columns = KEY_COLUMNS
     problem: str
     dataset: str
     contestant: str
@@ -173,21 +175,6 @@ class Run:
     def setting(self) -> str:
         """The arguments as text."""
         return setting_text(self.arguments)
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The key columns."""
-        return {name: getattr(self, name) for name in KEY_COLUMNS}
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The values of the key columns, as text."""
-        return tuple(as_text(value) for value in self.columns.values())
-
-
-def is_complete(rows: Sequence[Row]) -> bool:
-    """Whether a run came to its end."""
-    return bool(rows[-1]["end"])
 
 
 def has_diverged(loss: float, first: float) -> bool:
@@ -307,21 +294,13 @@ class Contest:
         batch = next(self.task.batches(TUNING_SEED, self._size))
         from tf_natgrad.errors import NonFiniteError
 
-        before = [(v, v.numpy()) for v in self._state()]
-        # A step that is refused is traced all the same, and the first one of the run will be refused too.
-        with contextlib.suppress(NonFiniteError):
-            self.model.train_function(iter([batch]))
-        self.evaluate()
-        if len(before) != len(self._state()):
-            raise RuntimeError("the first step made variables that were not there before it: they cannot be put back")
-        for variable, value in before:
-            variable.assign(value)
+        # Those of metrics and seeds are among them.
+        with put_back(lambda: (*self.model.variables, *self.model.optimizer.variables)):
+            # A step that is refused is traced all the same, and the first one of the run will be refused too.
+            with contextlib.suppress(NonFiniteError):
+                self.model.train_function(iter([batch]))
+            self.evaluate()
         self.model.reset_metrics()
-
-    def _state(self) -> list:
-        """All variables of model, optimizer and metrics, those of seeds among them, once each."""
-        found = {id(v): v for v in (*self.model.variables, *self.model.optimizer.variables)}
-        return list(found.values())
 
     def _compiled_evaluation(self):
         import tensorflow as tf
@@ -475,15 +454,11 @@ class Result:
 
 def results_of(rows: Sequence[Row]) -> dict[tuple[str, str], list[Result]]:
     """The complete runs by problem and contestant, in the order of the tables."""
-    runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        runs.setdefault(tuple(row[column] for column in KEY_COLUMNS), []).append(row)
     found: dict[tuple[str, str], list[Result]] = {
         (problem, contestant): [] for problem in PROBLEMS for contestant in CONTESTANTS
     }
-    for group in runs.values():
-        if is_complete(group):
-            found[group[0]["problem"], group[0]["contestant"]].append(Result.of(group))
+    for group in complete_runs(rows, KEY_COLUMNS):
+        found[group[0]["problem"], group[0]["contestant"]].append(Result.of(group))
     return {key: group for key, group in found.items() if group}
 
 
@@ -875,8 +850,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_recording(parser)
     arguments = parser.parse_args(argv)
     check_recording(parser, arguments)
-    if arguments.table and arguments.smoke and not arguments.out:
-        parser.error("--smoke writes to a new temporary folder each time: --table needs --out")
+    check_table(parser, arguments)
     arguments.problems = arguments.problems or list(SMOKE["problems"] if arguments.smoke else PROBLEMS)
     arguments.contestants = arguments.contestants or list(CONTESTANTS)
     arguments.budget_scale = arguments.budget_scale or (SMOKE["budget_scale"] if arguments.smoke else 1.0)

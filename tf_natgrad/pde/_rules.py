@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,10 +54,7 @@ def _rescaling(layer: keras.layers.Rescaling, streams: Streams) -> Streams:
 
 def _add(layer: keras.layers.Add, parts: list[Streams]) -> Streams:
     del layer
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.plus(part)
-    return total
+    return functools.reduce(Streams.plus, parts)
 
 
 def _subtract(layer: keras.layers.Subtract, parts: list[Streams]) -> Streams:
@@ -66,10 +64,7 @@ def _subtract(layer: keras.layers.Subtract, parts: list[Streams]) -> Streams:
 
 def _multiply(layer: keras.layers.Multiply, parts: list[Streams]) -> Streams:
     del layer
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.times(part)
-    return total
+    return functools.reduce(Streams.times, parts)
 
 
 def _concatenate(layer: keras.layers.Concatenate, parts: list[Streams]) -> Streams:

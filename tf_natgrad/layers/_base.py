@@ -14,6 +14,7 @@ from tf_natgrad import _checks
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers._products import products
 from tf_natgrad.layers.rows import Rows
+from tf_natgrad.layers.work import Work, product_of_rows
 from tf_natgrad.parameters import FlatParameters
 
 T = TypeVar("T")
@@ -174,6 +175,32 @@ class Rule(abc.ABC):
         Returns:
             A symmetric matrix.
         """
+
+    def gram_work(self, calls: Sequence[LayerCall], columns: int, examples: int, itemsize: int) -> Work:
+        """Estimates what `summarise` and `gram` cost, from shapes alone.
+
+        By default that of per-example gradients of the weights, which are formed by one product of matrices.
+
+        Args:
+            calls: every call of the layer within one forward pass of the model.
+            columns: `Q`.
+            examples: `N`.
+            itemsize: bytes of a number.
+
+        Returns:
+            A `Work`.
+        """
+        size = sum(v.shape.num_elements() for v in calls[0].layer.trainable_variables)
+        rows, positions = columns * examples, sum(map(positions_of, calls))
+        numbers = rows * size
+        formed = Work(2.0 * numbers * positions, 2.0 * itemsize * numbers, 30)
+        inputs = Work(bytes=3.0 * itemsize * examples * positions * size / max(1, calls[0].output.shape[-1] or 1))
+        return formed.plus(inputs, product_of_rows(rows, size, itemsize))
+
+
+def positions_of(call: LayerCall) -> int:
+    """Returns how many times a call uses each weight for one example: the positions of its output."""
+    return call.output.shape[1:-1].num_elements() or 1
 
 
 class WeightGradientRule(Rule):

@@ -15,11 +15,13 @@ from tf_natgrad.layers._base import (
     Rule,
     Scales,
     owns_exactly,
+    positions_of,
     with_ones,
     with_positions,
 )
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers._products import Part, products, sum_of_products, symmetric_product
+from tf_natgrad.layers.work import Work, product_of_rows
 
 
 class DenseRule(Rule):
@@ -82,6 +84,25 @@ class DenseRule(Rule):
             return symmetric_product(d) * tf.tile(tf.linalg.matmul(h, h, transpose_b=True), [columns, columns])
         return _sum_over_positions(h, d, ranges)
 
+    def gram_work(self, calls: Sequence[LayerCall], columns: int, examples: int, itemsize: int) -> Work:
+        shape, rows = self.matrix_shape(calls[0].layer), columns * examples
+        positions = sum(map(positions_of, calls))
+        if _forms_gradients(positions, shape.columns, shape.rows):
+            return super().gram_work(calls, columns, examples, itemsize)
+        pairs, size = positions**2, rows * rows
+        if positions == 1:
+            # The products of inputs are those of examples, and repeat for each column.
+            return product_of_rows(rows, shape.columns, itemsize).plus(
+                product_of_rows(examples, shape.rows, itemsize), Work(bytes=2.0 * itemsize * size)
+            )
+        products = 1.1 * pairs * size * (shape.columns + shape.rows)
+        return Work(products, itemsize * size, 6.0 * pairs, itemsize * rows * positions * (shape.columns + shape.rows))
+
+
+def _forms_gradients(positions: int, units: int, features: int) -> bool:
+    """Whether the gradients of the weights cost less than the products of all pairs of positions."""
+    return positions > 1 and positions**2 * (units + features) > units * features
+
 
 def _ones_of(call: LayerCall, h: tf.Tensor) -> tf.Tensor:
     """What the bias is multiplied by at each position of a call, `[N, T, 1]`: one, or zero where it does not act."""
@@ -116,7 +137,7 @@ def _sum_over_positions(h: tf.Tensor, d: tf.Tensor, ranges: list[tuple[int, int]
     else:
         cuts = sorted({0, h.shape[0], *itertools.chain(*ranges)})
         present = [[t for t, (a, b) in enumerate(ranges) if a <= cut < b] for cut in cuts[:-1]]
-    if present is None or max(map(len, present)) ** 2 * (units + features) > units * features:
+    if present is None or _forms_gradients(max(map(len, present)), units, features):
         return products(tf.einsum("ntf,qntu->qnfu", h, d))
     columns = tf.shape(d)[0] if d.shape[0] is None else d.shape[0]
     parts = []

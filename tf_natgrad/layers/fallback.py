@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_natgrad.layers._base import LayerCall, Rule, Scales, Squares
 from tf_natgrad.layers._products import symmetric_product
+from tf_natgrad.layers.work import Work, product_of_rows
 
 # Bytes of per-example gradients held at once.
 MEMORY_LIMIT = 1 << 30
@@ -72,6 +73,13 @@ class FallbackRule(Rule):
         )
         return tf.reshape(strips, [-1, chunks * chunk])[:rows, :rows]
 
+    def gram_work(self, calls: Sequence[LayerCall], columns: int, examples: int, itemsize: int) -> Work:
+        # Each row is a forward and a backward pass through the layer of its own.
+        size = sum(v.shape.num_elements() for v in _variables(calls))
+        rows, positions = columns * examples, sum(_positions_inside(call) for call in calls)
+        passes = Work(6.0 * rows * positions * size, 20.0 * itemsize * rows * size, 200.0 * positions)
+        return passes.plus(product_of_rows(rows, size, itemsize))
+
     def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:
         variables = _variables(calls)
         rows = tf.shape(gradients[0])[0] * tf.shape(gradients[0])[1]
@@ -120,6 +128,11 @@ def _roots(calls: Sequence[LayerCall], scales: Scales | None) -> tf.Tensor | Non
         return None
     variables = _variables(calls)
     return tf.concat([tf.fill([v.shape.num_elements()], tf.sqrt(scales[id(v)])) for v in variables], 0)
+
+
+def _positions_inside(call: LayerCall) -> int:
+    """About how many times a layer uses its weights for one example: the positions, or steps, of its inputs."""
+    return call.inputs.shape[1:-1].num_elements() or 1
 
 
 def _is_batched(argument: object) -> bool:

@@ -1,6 +1,7 @@
 """Training by natural gradient in Keras: the optimizer, the models, and the step that they take."""
 
 from tf_natgrad.training import callbacks
+from tf_natgrad.training.explain import Explanation, explain
 from tf_natgrad.training.fisher_scoring import fisher_scoring
 from tf_natgrad.training.models import (
     NaturalGradientMixin,
@@ -12,11 +13,13 @@ from tf_natgrad.training.natural_gradient import natural_gradient
 from tf_natgrad.training.optimizer import NaturalGradient
 
 __all__ = [
+    "Explanation",
     "NaturalGradient",
     "NaturalGradientMixin",
     "NaturalGradientModel",
     "NaturalGradientSequential",
     "callbacks",
+    "explain",
     "fisher_scoring",
     "natural_gradient",
     "natural_gradient_model",

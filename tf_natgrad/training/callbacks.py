@@ -125,7 +125,9 @@ class StepLogger(keras.callbacks.Callback):
         if self._since < self.every:
             return
         self._since = 0
-        values = dict(logs or {}) | {
+        # The step's own numbers: what Keras is given are means over the epoch.
+        own = getattr(self.model.train_function, "last_logs", {})
+        values = dict(logs or {}) | own | {
             "epoch": self._epoch,
             "step": self._optimizer.iterations,
             "learning_rate": self._rate,

@@ -11,12 +11,13 @@ import tensorflow as tf
 from tf_natgrad import _checks, _keras
 from tf_natgrad._conditions import judge
 from tf_natgrad.linearize import ensure_built
-from tf_natgrad.solvers import Solver
+from tf_natgrad.solvers import Planned
 from tf_natgrad.training._beside import without_loss_scale
+from tf_natgrad.training.deciding import plan_step_of
 from tf_natgrad.training.objective import likelihood_of_model
 from tf_natgrad.training.optimizer import NaturalGradient
 from tf_natgrad.training.plan import Data, Plan, plan_step
-from tf_natgrad.training.planning import plan_solver
+from tf_natgrad.training.progress_line import ProgressLine
 from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refusals_of, update
 from tf_natgrad.training.train_function import TrainFunction
 
@@ -115,6 +116,39 @@ class NaturalGradientMixin:
             self.get_metrics_result,
         )
 
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Stock Keras's, with a progress line that shows the few numbers of a step that one looks at.
+
+        Args:
+            x, y, batch_size, epochs, verbose, callbacks: as Keras has them.
+            *args, **kwargs: the rest of Keras's.
+
+        Returns:
+            Keras's history, which has all numbers, as means over each epoch.
+        """
+        as_list = callbacks is None or isinstance(callbacks, keras.callbacks.Callback | list | tuple)
+        if natural_gradient_optimizer(self) is not None and as_list:
+            given = tf.nest.flatten(callbacks) if callbacks else []
+            if not any(isinstance(c, keras.callbacks.CallbackList | keras.callbacks.ProgbarLogger) for c in given):
+                callbacks = [*given, ProgressLine()]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    def reset_metrics(self) -> None:
+        """Stock Keras's; means over the steps begin anew too."""
+        super().reset_metrics()
+        if isinstance(self.train_function, TrainFunction):
+            self.train_function.means.reset()
+
     def make_train_function(self, force: bool = False) -> Callable | None:
         """Stock Keras's, with this package's refusals turned into `ValueError`s.
 
@@ -144,22 +178,21 @@ class NaturalGradientMixin:
         self.train_function = TrainFunction(self, natural, keras_function, plan)
         return None
 
-    def _plan_solver(self, data: tuple) -> tuple[Solver, bool]:
-        """The solver for batches like this one, and whether that was checked to the end."""
+    def _plan_solver(self, data: tuple) -> tuple[Planned | None, bool]:
+        """The solver for batches like this one, and whether that was checked; `None` for a preconditioner."""
         natural = natural_gradient_optimizer(self)
         _refuse_replicas(self)
         x, y, sample_weight = data
         ensure_built(self, x)
-        return plan_solver(
-            self,
-            likelihood_of_model(self),
-            (x, y) if sample_weight is None else (x, y, sample_weight),
-            solver=natural.solver,
-            training=True,
-            damping=natural.damping.value,
-            variables=self._natural_variables(natural),
-            kind=natural.fisher,
-        )
+        variables = self._natural_variables(natural)
+        batch = (x, y) if sample_weight is None else (x, y, sample_weight)
+        found = plan_step_of(self, likelihood_of_model(self), batch, natural, variables)
+        if found is None:
+            self._build_preconditioner()
+            natural.finish_loading()
+            return None, True
+        natural.finish_loading()
+        return found
 
     def _natural_variables(self, natural: NaturalGradient) -> list[keras.Variable]:
         """The variables that are `NaturalGradient`'s: all, unless a `MultiOptimizer` leaves some to others."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from tf_natgrad.preconditioners import Preconditioner
 from tf_natgrad.solvers import Solver, get, to_config
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 from tf_natgrad.training._beside import apply_beside
+from tf_natgrad.training._choice import Undecided, left_open
 from tf_natgrad.training._options import (
     AUTO,
     check_combinations,
@@ -30,14 +30,9 @@ from tf_natgrad.training._options import (
     with_recipe,
 )
 
-_NO_STATE = (
-    "The checkpoint has {} variables of the optimizer, which has {} with those of its preconditioner: it was saved "
-    "with another `fisher`. The model's weights are loaded; averages, momentum and counts start anew."
-)
-
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
-class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
+class NaturalGradient(_keras.SeparateWeightDecay, Undecided):
     """Natural gradient descent: `theta <- theta - learning_rate * (F + damping I)^-1 g`.
 
     `F` is the exact Fisher of the batch and `g` its gradient. The direction couples all weights, so it is formed by
@@ -61,13 +56,16 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
             more arguments `"auto"` stands for what belongs to `fisher`: 0.7 for the Fisher of one batch.
         damping: a number >= 0, in the scale of the loss; 0 asks for the pseudo-inverse. Or a `LevenbergMarquardt`,
             which adapts it (`"auto"`, for one batch). A tracked variable: assign to `optimizer.damping` at any time.
-        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`.
-        fisher: `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its positions) is
-            drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
-            of outputs and positions: each example is one row, summed over its positions. The direction is scaled to
-            the minimum of the damped quadratic model with the exact Fisher, which takes one more product with the
-            Jacobian. Or `"kfac"`, `"ekfac"`, or one of `tf_natgrad.preconditioners`: curvature that is averaged over
-            batches; of the object a new one with the same arguments is used, `optimizer.preconditioner`.
+        solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`. `"auto"` is the
+            most exact one whose step takes at most `budget` gradients, or the cheapest; `ng.explain` shows them all.
+        fisher: `"auto"`, which is decided at the first batch by what a step would cost: `"exact"` where it is within
+            the budget, else `"kfac"`. It is `"exact"` where a solver, a rate, a damping or another number that belongs
+            to it is given. `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its
+            positions) is drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever
+            the number of outputs and positions: each example is one row, summed over its positions. The direction is
+            scaled to the minimum of the damped quadratic model with the exact Fisher, which takes one more product with
+            the Jacobian. Or `"kfac"`, `"ekfac"`, or one of `tf_natgrad.preconditioners`: curvature that is averaged
+            over batches; of the object a new one with the same arguments is used, `optimizer.preconditioner`.
         momentum: for one batch (`"auto"`: 0) the multiple `mu` of the last direction `d` to which the damping pulls:
             `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping. Or `"optimal"`: the
             combination of this direction and the last one at which the damped quadratic model with the exact Fisher is
@@ -84,6 +82,8 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         micro_batch_size: examples that are linearised at once, where a batch does not fit in memory. The solver is then
             conjugate gradients, and the model may not have layers that behave otherwise in training. With the exact
             Fisher only.
+        budget: gradients that a step may take where `solver="auto"` chooses. One gradient is a forward and a backward
+            pass and the update of the weights.
         on_nonfinite: `"raise"` (an error, weights unchanged) or `"skip"` (the step is left out and counted in
             `optimizer.skipped_steps`) where a loss or direction is not finite.
         name: the optimizer's name.
@@ -108,17 +108,19 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         learning_rate: Any = AUTO,
         damping: float | LevenbergMarquardt | dict | Literal["auto"] = AUTO,
         solver: str | Solver | dict = "auto",
-        fisher: str | Preconditioner | dict = "exact",
+        fisher: str | Preconditioner | dict = AUTO,
         momentum: float | Literal["optimal", "auto"] = AUTO,
         warm_start: float = 0.0,
         max_kl: float | Literal["auto"] | None = AUTO,
         line_search: LineSearch | dict | Literal["auto"] | None = AUTO,
         micro_batch_size: int | None = None,
+        budget: float = 8.0,
         on_nonfinite: str = "raise",
         name: str = "natural_gradient",
         **kwargs: Any,
     ):
         check_keras_options(kwargs)
+        is_open, chosen, fisher = left_open(fisher)
         preconditioner = preconditioner_of(fisher)
         given = (learning_rate, damping, momentum, max_kl, line_search)
         given, options, recipe = with_recipe(preconditioner, *given)
@@ -136,6 +138,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         check_relative(adaptation, preconditioner)
         if preconditioner is not None:
             check_preconditioned(preconditioner, damping, solver, warm_start, micro_batch_size)
+        _checks.check_number("budget", budget, minimum=0.0, exclusive=True)
         _checks.check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
         check_combinations(combines, fisher, micro_batch_size, line_search, kwargs)
         # A schedule is callable; a dictionary is one as a saved model has it.
@@ -160,6 +163,9 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         self._skipped_steps = self.add_variable((), initializer="zeros", dtype="int32", name="skipped_steps")
         self._rejected_steps = self.add_variable((), initializer="zeros", dtype="int32", name="rejected_steps")
         self._last_direction: list[keras.Variable] = []
+        self.budget = float(budget)
+        if is_open:
+            self._leave_open(chosen)
 
     def _add_number(self, name: str, value: float) -> keras.Variable:
         variable = self.add_variable((), initializer="zeros", dtype=keras.config.floatx(), name=name)
@@ -177,17 +183,6 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         if not self.built and keeps_last:
             self._last_direction = self.add_optimizer_variables(variables, "last_direction")
         super().build(variables)
-
-    def load_own_variables(self, store: Any) -> None:
-        """Loads the state; says so where a checkpoint has none for the preconditioner.
-
-        Args:
-            store: what Keras read.
-        """
-        if self.preconditioner is not None and len(store.keys()) < len(self.variables):
-            warnings.warn(_NO_STATE.format(len(store.keys()), len(self.variables)), stacklevel=2)
-            return
-        super().load_own_variables(store)
 
     @property
     def supports_jit(self) -> bool:
@@ -324,15 +319,21 @@ class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
         config = super().get_config() | {
             "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
             "solver": to_config(self.solver),
-            "fisher": self.fisher if self.preconditioner is None else preconditioners.to_config(self.preconditioner),
+            "fisher": self._fisher_config(),
             "momentum": "optimal" if self.combines_directions else _number(self._momentum),
             "warm_start": _number(self._warm_start),
             "max_kl": None if self._max_kl is None else float(self._max_kl),
             "line_search": dataclasses.asdict(self.line_search) if self.line_search else None,
             "micro_batch_size": self.micro_batch_size,
+            "budget": self.budget,
             "on_nonfinite": self.on_nonfinite,
         }
         return config | left_to_recipe(config, *self._options)
+
+    def _fisher_config(self) -> Any:
+        if self._is_open:
+            return AUTO if self.chosen is None else {"name": AUTO, "chosen": self.chosen}
+        return self.fisher if self.preconditioner is None else preconditioners.to_config(self.preconditioner)
 
 
 def _number(variable: keras.Variable | None) -> float:

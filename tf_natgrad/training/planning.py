@@ -16,6 +16,7 @@ from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators import Fisher
 from tf_natgrad.operators._penalised import penalised
 from tf_natgrad.solvers import Auto, Gram, Planned, Solver
+from tf_natgrad.solvers._base import Algorithm
 from tf_natgrad.solvers.auto import NO_GRAM_OF_A_SUM, refuse_gram_of_a_sum
 
 
@@ -34,6 +35,7 @@ def plan_solver(
     variables: Sequence[keras.Variable] | None = None,
     kind: str = "exact",
     damping: TensorLike = 1.0,
+    preferred: tuple[Algorithm, str] | None = None,
 ) -> tuple[Planned, bool]:
     """The choice of `solver` for batches like this one, the Gram matrix having been checked on it.
 
@@ -48,6 +50,8 @@ def plan_solver(
         variables: those that the direction is about; by default all trainable ones.
         kind: of the Fisher, `"exact"` or `"mc"`.
         damping: the current damping. With weight regularisers it matters whether it is zero.
+        preferred: an algorithm, with the reason, that is taken instead of what `solver` would choose, unless it is a
+            Gram matrix that does not exist.
 
     Returns:
         The choice, and whether the check came to a result (a batch with NaN shows nothing).
@@ -68,13 +72,16 @@ def plan_solver(
             variables=variables,
             conditions=conditions,
             # What "auto" chooses may do without the record.
-            record_calls=isinstance(solver, Gram),
+            record_calls=isinstance(solver if preferred is None else preferred[0], Gram),
         )
         # What is not finite is for the step to deal with.
         judge(c for c in conditions if not c.finite)
         operator, _ = penalised(fisher, damping)
         refuse_gram_of_a_sum(solver, operator)
-        algorithm, why = solver.choose(operator)
+        if preferred is None:
+            algorithm, why = solver.choose(operator)
+        else:
+            algorithm, why = Planned(*preferred, otherwise=solver).choose(operator)
         algorithm.check(operator)
     refusal = None if fisher.batch.recorded is None else fisher.gram_refusal
     # Where sizes alone decided, nothing was replaced.

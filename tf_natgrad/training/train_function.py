@@ -15,6 +15,7 @@ from tf_natgrad.errors import GramMismatchError, NonFiniteError
 from tf_natgrad.operators._inputs import check_fits
 from tf_natgrad.solvers import Auto, Planned
 from tf_natgrad.training.planning import needs_plan, shapes_of, without_gram
+from tf_natgrad.training.progress_line import EpochMeans
 from tf_natgrad.training.step import NOT_FINITE
 
 # Nats of a step beyond which the quadratic model of the KL, and so the step, is not to be trusted.
@@ -34,12 +35,15 @@ class TrainFunction:
 
     Attributes:
         planned: the solver that was chosen, or `None` before the first batch and where there is no choice.
+        last_logs: what the last step reported.
+        means: of what the steps of the epoch reported.
 
     Args:
         model: a compiled model.
         natural: its `NaturalGradient`.
         make_step: makes Keras's train function of the model, anew at each call.
-        plan: from `(x, y, sample_weight)` to the solver for such batches, and whether that was checked to the end; or
+        plan: from `(x, y, sample_weight)` to the solver for such batches (`None` where a preconditioner was chosen),
+            and whether that was checked to the end; or
             `None` where a `train_step` of the model's own makes another batch of the one that it is given.
     """
 
@@ -48,9 +52,11 @@ class TrainFunction:
         model: keras.Model,
         natural: Any,
         make_step: Callable[[], Callable],
-        plan: Callable[[tuple], tuple[Planned, bool]] | None,
+        plan: Callable[[tuple], tuple[Planned | None, bool]] | None,
     ):
         self.planned: Planned | None = None
+        self.last_logs: dict[str, Any] = {}
+        self.means = EpochMeans()
         self._model, self._natural = model, natural
         self._make_step, self._plan = make_step, plan
         self._step = make_step()
@@ -72,7 +78,7 @@ class TrainFunction:
             iterator: of batches, as `fit` and `train_on_batch` give it.
 
         Returns:
-            The logs of the last step.
+            The logs: metrics, and the means over the epoch of what the steps reported.
 
         Raises:
             StopIteration: if there is no batch left.
@@ -93,7 +99,8 @@ class TrainFunction:
         # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
         if natural.line_search is None and logs["kl"] > _FAR:
             _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
-        return logs
+        self.last_logs = logs
+        return self.means.after(logs)
 
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:
         if self._needs_no_look(iterator):
@@ -139,9 +146,14 @@ class TrainFunction:
         if self._covers(shapes):
             return
         planned, checked = self._plan(keras.utils.unpack_x_y_sample_weight(batch))
+        if planned is None:
+            # Curvature that outlives a batch: nothing hangs on the sizes of the next ones.
+            self._chooses = self._looks = False
+            self._renew(None)
+            return
         if self.planned is None:
             self.planned = planned
-        elif type(planned.algorithm) is not type(self.planned.algorithm):
+        elif planned.algorithm != self.planned.algorithm:
             self._renew(planned)
         if checked:
             self._largest = self._joined(shapes)
@@ -177,11 +189,12 @@ class TrainFunction:
         if not isinstance(self._natural.solver, Auto):
             raise error
         size = sum(v.shape.num_elements() for v in self._model.trainable_variables)
-        self._renew(without_gram(self._natural.solver, size, error))
+        solver = self._natural.solver if self.planned is None else self.planned.otherwise
+        self._renew(without_gram(solver, size, error))
         # Another batch may look right again; what it looks like is not asked any more.
         self._chooses = self._looks = False
 
-    def _renew(self, planned: Planned) -> None:
+    def _renew(self, planned: Planned | None) -> None:
         self.planned = planned
         self._of_spec.clear()
         self._step = self._make_step()

@@ -1,0 +1,44 @@
+"""How much work something is: operations, bytes that move through memory, and nodes of a graph."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Work(NamedTuple):
+    """An amount of work.
+
+    Attributes:
+        flops: floating-point operations in products of matrices and in convolutions.
+        bytes: written by everything else.
+        nodes: of a graph, each of which takes its time however small it is.
+        held: bytes that are held at once.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    nodes: float = 0.0
+    held: float = 0.0
+
+    def plus(self, *others: Work) -> Work:
+        """Returns what this and others are one after the other; of the bytes held the most counts."""
+        every = (self, *others)
+        return Work(
+            sum(w.flops for w in every),
+            sum(w.bytes for w in every),
+            sum(w.nodes for w in every),
+            max(w.held for w in every),
+        )
+
+    def times(self, count: float) -> Work:
+        """Returns this so many times, one after the other."""
+        return self._replace(flops=count * self.flops, bytes=count * self.bytes, nodes=count * self.nodes)
+
+
+def product_of_rows(rows: float, columns: float, itemsize: int) -> Work:
+    """Returns what `B B^T` is, of `B` `[rows, columns]`, the half of which is formed."""
+    size = rows * rows
+    return Work(1.4 * size * columns, 2 * itemsize * size, 6, itemsize * rows * columns)
+
+
+__all__ = ["Work", "product_of_rows"]

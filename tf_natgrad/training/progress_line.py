@@ -1,0 +1,68 @@
+"""What Keras shows of a natural-gradient step while it trains: the loss, the metrics, and a few numbers more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+# Beside the loss and the metrics; the rejected steps only where there are some.
+_SHOWN, _COUNTED = ("damping", "kl"), "rejected_steps"
+# What a step reports, which is all in `History` and in `callbacks.StepLogger`.
+_REPORTED = (
+    *("predicted_decrease", "actual_decrease", "reduction_ratio", "step_scale"),
+    *("rank", "iterations", "skipped_steps"),
+)
+
+
+class ProgressLine(keras.callbacks.ProgbarLogger):
+    """Keras's progress line with the numbers of a natural-gradient step that one looks at."""
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Shows a step."""
+        super().on_train_batch_end(batch, _shown(logs))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Shows an epoch."""
+        super().on_epoch_end(epoch, _shown(logs))
+
+
+def _shown(logs: dict[str, Any] | None) -> dict[str, Any]:
+    """The loss first, then metrics, then what is shown of the step."""
+    logs = dict(logs or {})
+    last = {name: logs.pop(name) for name in (*_SHOWN, _COUNTED) if name in logs}
+    if not last.get(_COUNTED, 0):
+        last.pop(_COUNTED, None)
+    return {name: value for name, value in logs.items() if name not in _REPORTED} | last
+
+
+class EpochMeans:
+    """Running means of what steps report, over an epoch; counts and sizes are those of the last step."""
+
+    _OF_LAST = ("rank", "iterations", "rejected_steps", "skipped_steps")
+
+    def __init__(self):
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def reset(self) -> None:
+        """Begins an epoch."""
+        self._sums, self._steps = {}, 0
+
+    def after(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Takes in the report of a step.
+
+        Args:
+            logs: of the step, metrics included.
+
+        Returns:
+            The same with means in place of what is reported of the step.
+        """
+        self._steps += 1
+        names = [name for name in (*_SHOWN, *_REPORTED) if name in logs and name not in self._OF_LAST]
+        for name in names:
+            self._sums[name] = self._sums.get(name, 0.0) + float(logs[name])
+        return {**logs, **{name: self._sums[name] / self._steps for name in names}}
+
+
+__all__ = ["EpochMeans", "ProgressLine"]

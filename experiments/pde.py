@@ -526,7 +526,7 @@ def draw_errors(rows: Sequence[Row], path: pathlib.Path) -> None:
         pair[1].set_title(f"budget {budget} s")
         pair[0].set_ylabel("relative L2 error (logarithmic)")
     axes[0][0].legend(fontsize=8)
-    first = rows[0]
+    threads = " or ".join(dict.fromkeys(row["threads"] for row in rows))
     seeds = sorted({len(groups) for groups in runs.values()})
     counted = " to ".join(str(count) for count in dict.fromkeys((seeds[0], seeds[-1])))
     where = next((row["machine"] for row in rows if row["machine"]), "an unknown machine")
@@ -534,7 +534,7 @@ def draw_errors(rows: Sequence[Row], path: pathlib.Path) -> None:
         figure,
         f"Medians over {counted} seed(s), bands from the least to the greatest; who is done keeps the last error. "
         "Contestants of a seed share weights and points and minimise the same sum of squares, in float64, with "
-        f"{first['threads']} thread(s) of TensorFlow on {where}. Adam's learning rate is the best of "
+        f"{threads} thread(s) of TensorFlow on {where}. Adam's learning rate is the best of "
         f"{len(LEARNING_RATES)} on seed {TUNING_SEED}.",
     )
     save(figure, path)

@@ -1,12 +1,14 @@
 """Differential equations: solutions that solve them, points where they belong, and a smoke run, resumed and redrawn."""
 
 import csv
+import dataclasses
 import math
 
 import keras
 import numpy as np
 import pytest
 import scripts
+from oracle import difference
 
 import tf_natgrad as ng
 
@@ -41,9 +43,10 @@ def _differences(u, x, index):
     return (_differences(u, x + move, rest) - _differences(u, x - move, rest)) / (2.0 * STEP)
 
 
-@pytest.mark.parametrize(
-    "name", ["poisson", "poisson_wide", "heat", "poisson5", "burgers", "inverse"], ids=lambda name: name
-)
+EQUATIONS = ["poisson", "poisson_wide", "heat", "poisson5", "burgers", "inverse"]
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
 def test_the_solution_solves_the_equation_and_points_lie_where_they_belong(script, name, double, monkeypatch):
     def laplacian(u, x):
         parts = [_differences(u, x, (i, i)) for i in range(x.shape[1])]
@@ -63,6 +66,23 @@ def test_the_solution_solves_the_equation_and_points_lie_where_they_belong(scrip
         if term not in ("inside", "data"):
             assert np.all(np.any((x == low) | (x == high), 1))
     assert np.abs(np.asarray(terms["inside"](lambda x: np.sin(x.sum(1, keepdims=True)), points["inside"]))).max() > 0.1
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_directions_are_those_of_the_jacobian_of_each_residual(script, name, double):
+    equation = script.EQUATIONS[name]
+    # Narrow layers: the dense matrix of the oracle is of the size of all weights.
+    widths = (equation.widths[0], *(min(width, 10) for width in equation.widths[1:-1]), 1)
+    equation = dataclasses.replace(equation, counts=dict.fromkeys(equation.counts, 60), widths=widths)
+    unknown = equation.unknown()
+    model = ng.pde.ResidualModel(
+        equation.network(), equation.terms(unknown), equation.weights, coefficients=[unknown] if unknown else []
+    )
+    x, y, weights = next(iter(model.batches(equation.points(np.random.default_rng(0)))))
+    expected, _ = ng.natural_gradient(model, "mse", x, y, sample_weight=weights, damping=1e-3, solver="svd")
+    value, info = ng.natural_gradient(model, "mse", x, y, sample_weight=weights, damping=1e-3, solver="gram")
+    assert info.solver == "Gram"
+    assert difference(value, expected) < 1e-8
 
 
 def test_a_smoke_run_is_resumed_and_redrawn(script, finished, capsys):

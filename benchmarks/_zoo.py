@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 
 # Tasks made of a seed: examples to train on, and to test on.
-_TRAIN, _TEST = 2_048, 512
+_TRAIN, _TEST = 8_192, 1_024
 
 
 class Animal(NamedTuple):

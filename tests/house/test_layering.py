@@ -19,7 +19,7 @@ LAYERS = [
     {"linearize", "layers", "operators"},
     {"solvers", "spectrum"},
     {"steps"},
-    {"preconditioners"},
+    {"preconditioners", "costs"},
     {"training", "pde"},
     {"rl", "data"},
 ]
@@ -29,6 +29,9 @@ FORBIDDEN = {
     "layers": {"operators"},
     "solvers": {"spectrum"},
     "spectrum": {"solvers"},
+    "preconditioners": {"costs"},
+    "training.explain": {"training.optimizer", "training.models", "training.step", "training.planning"},
+    "training.deciding": {"training.models", "training.step", "training.train_function"},
     "training.objective": {"training.models", "training.step"},
     "training.optimizer": {"training.models", "training.direction", "training.step"},
     "training.direction": {"training.optimizer", "training.models", "training.step", "training.natural_gradient"},

@@ -24,6 +24,7 @@ OPTIMIZER = {
     "max_kl": numbers(0.0, exclusive=True, optional=True),
     "line_search": [True, 3, "yes", ng.LevenbergMarquardt(), {"nonsense": 1}, {"shrink": 2.0}, ng.LineSearch],
     "micro_batch_size": numbers(1, integer=True, optional=True),
+    "budget": numbers(0.0, exclusive=True),
     "on_nonfinite": bad.CHOICES,
     "weight_decay": numbers(0.0, optional=True),
     "clipnorm": numbers(0.0, exclusive=True, optional=True),
@@ -114,6 +115,19 @@ DOORS = [
             "shrink": numbers(0.0, exclusive=True, maximum=1.0, open_above=True),
             "min_ratio": numbers(0.0, maximum=1.0, open_above=True),
         },
+    ),
+    Door(
+        "explain",
+        ng.explain,
+        BATCH,
+        {
+            "model": bad.MODELS,
+            "loss": bad.LOSSES,
+            "x": [None, "x", {"a": X}],
+            "budget": numbers(0.0, exclusive=True),
+            "training": bad.FLAGS,
+        },
+        free=("y",),
     ),
     Door(
         "natural_gradient",

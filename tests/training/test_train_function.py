@@ -34,8 +34,7 @@ def _solver(model):
 def test_the_choice_knows_the_size_of_a_batch_whose_last_one_is_smaller(examples):
     model = _model()
     fit(model, *_data(examples), batch_size=20)
-    assert _solver(model) == "SVDPseudoInverse"
-    assert "fewer than 200 rows" in model.train_function.planned.why
+    assert "200 rows" in model.train_function.planned.why
 
 
 class _Seen(layers.Layer):
@@ -199,5 +198,5 @@ def test_a_choice_by_size_is_no_replacement(caplog):
     """Nothing is logged of a Gram matrix that would not have been taken anyway."""
     model = compiled(network(lambda: [layers.Dense(2), layers.BatchNormalization(), layers.Dense(3)]), plain())
     fit(model, *batch(16), batch_size=16)
-    assert "fewer than" in model.train_function.planned.why
+    assert "dense step, 23 weights" in model.train_function.planned.why
     assert "does without" not in caplog.text

@@ -60,7 +60,9 @@ def choose(ways: Sequence[Way], network: Network, budget: float, memory: float, 
     # Conjugate gradients hold next to nothing, and always exist.
     possible = possible or [w for w in ways if w.solver == "cg"]
     within = [w for w in possible if w.gradients <= budget]
-    solved = [w for w in within if w.fisher == "exact" and w.solver in ("gram", "dense")]
+    # Of a matrix of all weights there is no need where the Gram matrix is smaller.
+    solvers = ("gram", "dense") if network.size < network.columns["exact"] * network.examples else ("gram",)
+    solved = [w for w in within if w.fisher == "exact" and w.solver in solvers]
     recipe = "kfac" if network.examples >= _LARGE_BATCH else "kfac, fixed"
     preferred = solved or [w for w in within if w.fisher == recipe] or within or possible
     return min(preferred, key=lambda w: w.gradients)

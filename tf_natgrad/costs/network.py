@@ -10,11 +10,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike
-from tf_natgrad.layers.capture import rule_for_group
+from tf_natgrad.distributions import Distribution, likelihood_of
+from tf_natgrad.layers.capture import Record, capture, rule_for_group
 from tf_natgrad.layers.work import Work
-from tf_natgrad.operators import Fisher
+from tf_natgrad.linearize import call_model
+from tf_natgrad.parameters import FlatParameters
 
 # Nodes that cost nothing to speak of: they hold, name or route tensors.
 _FREE = {
@@ -24,7 +25,7 @@ _FREE = {
 # Operations a second in a convolution of one channel at a time, relative to those in products of matrices.
 _DEPTHWISE = 8.0
 # Nodes of one step of a recurrent layer's loop, and what a node costs there beside others.
-_NODES_OF_STEP = 60.0
+_NODES_OF_STEP = 27.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Network:
         itemsize: bytes of a number.
         dtype: the name of the variables' dtype.
         factors: for each layer with Kronecker factors, `(d_in, d_out, positions, is_table)`.
+        diagonal_work: of the squares of per-example gradients of weights without Kronecker factors.
         diagonal: the number of weights of which a Kronecker factorisation keeps the diagonal alone.
         refusal: why the Kronecker factors of a batch do not exist, or `None`.
     """
@@ -57,6 +59,7 @@ class Network:
     dtype: str
     factors: list[tuple[int, int, int, bool]]
     diagonal: int
+    diagonal_work: Work
     refusal: str | None
 
 
@@ -83,49 +86,50 @@ def network_of(
     Raises:
         ValueError: if the batch does not fit.
     """
-    found: dict[str, Any] = {}
+    likelihood = likelihood_of(loss).for_model(model)
+    flat = FlatParameters(model.trainable_variables if variables is None else variables)
+    found: list[tuple[Record, Distribution]] = []
 
     def trace(x: Any) -> None:
-        conditions: list[Condition] = []
-        given = {"training": training, "variables": variables, "conditions": conditions}
-        fisher = Fisher(model, loss, (x, *data[1:]), record_calls=True, **given)
-        batch, flat = fisher.batch, fisher.flat_parameters
-        record, positions = batch.record, batch.pd.parameters.shape[1:-1].num_elements() or 1
-        groups = record.groups(flat)
-        found["calls"] = groups
-        found["refusal"] = record.refusal_for(flat, per_example=False)
-        found["examples"] = batch.linearization.outputs.shape[0]
-        columns = {"exact": positions * fisher.batch.factor.rank, "mc": 1}
-        refusal = record.refusal_for(flat, found["examples"])
-        found["refusals"] = {kind: refusal for kind in columns}
-        found["columns"] = columns
-        found["flat"] = flat
-        found["gram"] = {
-            kind: Work().plus(*(rule_for_group(g).gram_work(g, q, found["examples"], flat.dtype.size) for g in groups))
-            if refusal is None
-            else Work()
-            for kind, q in columns.items()
-        }
+        with capture(model) as record:
+            outputs = call_model(model, x, training)
+        found.append((record, likelihood.distribution(outputs)))
 
     with keras.StatelessScope():
         graph = tf.function(trace, autograph=False).get_concrete_function(_shapes(data[0])).graph
-    flat, groups = found["flat"], found["calls"]
+    record, pd = found[-1]
+    examples, groups = pd.parameters.shape[0], record.groups(flat)
+    refusal = record.refusal_for(flat, examples)
+    columns = {"exact": (pd.parameters.shape[1:-1].num_elements() or 1) * pd.fisher_rank, "mc": 1}
+
+    def gram_work(count: int) -> Work:
+        if refusal is not None:
+            return Work()
+        return Work().plus(*(rule_for_group(g).gram_work(g, count, examples, flat.dtype.size) for g in groups))
+
     factors, diagonal = _factors(groups, flat)
     nodes = [_node(op) for op in graph.get_operations() if op.type not in _FREE]
     loops = [_recurrence(call) for calls in groups for call in calls if isinstance(call.layer, keras.layers.RNN)]
     return Network(
         forward=Work().plus(*nodes, *loops),
-        examples=found["examples"],
+        examples=examples,
         size=flat.size,
         variables=len(flat.variables),
-        columns=found["columns"],
-        gram=found["gram"],
-        refusals=found["refusals"],
+        columns=columns,
+        gram={kind: gram_work(count) for kind, count in columns.items()},
+        refusals=dict.fromkeys(columns, refusal),
         itemsize=flat.dtype.size,
         dtype=flat.dtype.name,
         factors=factors,
         diagonal=diagonal,
-        refusal=found["refusal"],
+        diagonal_work=Work().plus(
+            *(
+                rule_for_group(g).gram_work(g, 1, examples, flat.dtype.size)
+                for g in groups
+                if rule_for_group(g).matrix_shape(g[0].layer) is None and refusal is None
+            )
+        ),
+        refusal=record.refusal_for(flat, per_example=False),
     )
 
 
@@ -154,7 +158,7 @@ def _node(op: tf.Operation) -> Work:
     return written._replace(flops=float(counted(op)))
 
 
-def _matmul(op: tf.Operation) -> float:
+def _product(op: tf.Operation) -> float:
     transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
     inner = op.inputs[0].shape[-2 if transposed else -1] or 1
     return 2.0 * _elements(op.outputs[0]) * inner
@@ -181,7 +185,7 @@ def _transposed_convolution(op: tf.Operation) -> float:
 
 
 _FLOPS: dict[str, Callable[[tf.Operation], float]] = {
-    **dict.fromkeys(("MatMul", "BatchMatMulV2", "BatchMatMulV3"), _matmul),
+    **dict.fromkeys(("MatMul", "BatchMatMulV2", "BatchMatMulV3"), _product),
     "Einsum": _einsum,
     **dict.fromkeys(("Conv2D", "Conv3D"), _convolution),
     "DepthwiseConv2dNative": _depthwise,

@@ -11,6 +11,8 @@ from tf_natgrad.costs.network import Network
 from tf_natgrad.layers.work import Work
 from tf_natgrad.preconditioners._recipes import RECIPES
 
+# What a pass takes, of what its operations would at the rates of large ones.
+_PASS = 2.2
 # A pass is a multiple of the forward pass: back to the weights, back to the layers' outputs, and forward along a
 # tangent, which is the derivative of a backward pass.
 _BACKWARD, _TO_OUTPUTS, _TANGENT = 2.0, 1.2, 3.0
@@ -66,7 +68,7 @@ class Prices:
         self.gradient = machine.seconds(self._passes(1.0 + _BACKWARD).plus(self._update))
 
     def _passes(self, count: float) -> Work:
-        return self._network.forward.times(count)
+        return self._network.forward.times(_PASS * count)
 
     def _way(self, names: tuple[str, str, str], work: Work, solved: float, detail: str, **more: Any) -> Way:
         """A way of so much work, and seconds in which factors are decomposed."""
@@ -101,7 +103,8 @@ class Prices:
         every = self._passes(count * passes)
         every = every._replace(nodes=every.nodes / _UNITS_AT_ONCE, flops=every.flops + 2.0 * min(rows, size) * size**2)
         square = network.itemsize * float(size) ** 2
-        work = every.plus(self._passes(1.0 + _BACKWARD + 1.0), self._update.times(1.5), Work(bytes=20.0 * square))
+        work = every.plus(self._passes(1.0 + _BACKWARD + 1.0), self._update.times(1.5))
+        work = work.plus(Work(bytes=20.0 * square, nodes=600.0))
         work = work._replace(held=4.0 * square)
         # All eigenvectors, at about the rate of a Cholesky decomposition.
         solved = 9.0 * size**3 / self._machine.cholesky
@@ -135,7 +138,7 @@ class Prices:
         options, upkeep = RECIPES[recipe]
         products = 2.0 * _TANGENT + 1.0 if options.scales else 0.0
         work = self._passes(1.0 + _BACKWARD + products).plus(self._update.times(2.0))
-        updates, solved, held = self._passes(_TO_OUTPUTS), 0.0, 0.0
+        updates, solved, held = self._passes(_TO_OUTPUTS).plus(network.diagonal_work), 0.0, 0.0
         for rows, columns, positions, is_table in network.factors:
             seen = min(network.examples * positions, max(2 * rows, 2048))
             sides = [columns] if is_table else [rows, columns]

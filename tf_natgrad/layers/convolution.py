@@ -14,9 +14,11 @@ from tf_natgrad.layers._base import (
     Squares,
     WeightGradientRule,
     owns_exactly,
+    positions_of,
     with_ones,
 )
 from tf_natgrad.layers._matrix import MatrixShape
+from tf_natgrad.layers.work import Work, by_channels
 
 
 class ConvolutionRule(WeightGradientRule):
@@ -65,6 +67,12 @@ class ConvolutionRule(WeightGradientRule):
         if matrix is not None:
             sums = matrix.pieces(tf.concat([tf.reshape(s, [-1, matrix.columns]) for s in sums], 0))
         return [(v, tf.reshape(s, v.shape)) for v, s in zip(self.part_variables(calls), sums, strict=True)]
+
+    def gram_work(self, calls: Sequence[LayerCall], columns: int, examples: int, itemsize: int) -> Work:
+        layer, positions = calls[0].layer, sum(map(positions_of, calls))
+        work = super().gram_work(calls, columns, examples, itemsize)
+        numbers = columns * examples * layer.kernel.shape.num_elements() * positions
+        return work if _groups(layer) == 1 else work.plus(by_channels(numbers))
 
     def part_variables(self, calls: Sequence[LayerCall]) -> list[keras.Variable]:
         layer = calls[0].layer

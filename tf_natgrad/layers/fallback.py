@@ -77,7 +77,7 @@ class FallbackRule(Rule):
         # Each row is a forward and a backward pass through the layer of its own.
         size = sum(v.shape.num_elements() for v in _variables(calls))
         rows, positions = columns * examples, sum(_positions_inside(call) for call in calls)
-        passes = Work(6.0 * rows * positions * size, 20.0 * itemsize * rows * size, 200.0 * positions)
+        passes = Work(6.0 * rows * positions * size, 20.0 * itemsize * rows * size, 600.0 * positions)
         return passes.plus(product_of_rows(rows, size, itemsize))
 
     def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, Squares, WeightGradientRule, owns_exactly, with_ones, with_positions
+from tf_natgrad.layers._base import (
+    LayerCall,
+    Squares,
+    WeightGradientRule,
+    owns_exactly,
+    positions_of,
+    with_ones,
+    with_positions,
+)
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers.convolution import patches_of
+from tf_natgrad.layers.work import Work, by_channels
 
 
 class SeparableConvolutionRule(WeightGradientRule):
@@ -54,6 +63,11 @@ class SeparableConvolutionRule(WeightGradientRule):
             pointwise += tf.einsum("ntf,qntu->qnfu", _between(call, dtype), d)
             bias += tf.reduce_sum(d, 2)
         return [depthwise, pointwise] if layer.bias is None else [depthwise, pointwise, bias]
+
+    def gram_work(self, calls: Sequence[LayerCall], columns: int, examples: int, itemsize: int) -> Work:
+        layer, positions = calls[0].layer, sum(map(positions_of, calls))
+        numbers = columns * examples * layer.depthwise_kernel.shape.num_elements()
+        return super().gram_work(calls, columns, examples, itemsize).plus(by_channels(numbers * positions))
 
     def squares(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> Squares:
         parts = zip(self.part_variables(calls), self.weight_gradients(calls, gradients, dtype), strict=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Products of matrices of a few numbers each reach this part of the rate of large ones.
+_SMALL = 64.0
+
 
 class Work(NamedTuple):
     """An amount of work.
@@ -41,4 +44,9 @@ def product_of_rows(rows: float, columns: float, itemsize: int) -> Work:
     return Work(1.4 * size * columns, 2 * itemsize * size, 6, itemsize * rows * columns)
 
 
-__all__ = ["Work", "product_of_rows"]
+def by_channels(products: float) -> Work:
+    """Returns what so many products of numbers are, one small product of matrices for each channel, or few of them."""
+    return Work(flops=_SMALL * 2.0 * products)
+
+
+__all__ = ["Work", "by_channels", "product_of_rows"]

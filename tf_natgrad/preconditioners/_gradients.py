@@ -13,6 +13,7 @@ from tf_natgrad.preconditioners._blocks import Gradient
 
 # Roundings by which two ways to the same derivative may differ, relative to the norms of their factors.
 _TOLERANCE = 1e3
+_SEED = (7, 11)
 
 
 def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient]:
@@ -48,7 +49,7 @@ def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient
 
 
 def calls_agree(fisher: Fisher, layout: Layout) -> tf.Tensor:
-    """Compares the derivative of the outputs' sum along one direction: by the rows of the layers, and by the Jacobian.
+    """Compares the derivative of a sum of the outputs along one direction: by the layers' rows, and by the Jacobian.
 
     Args:
         fisher: of the batch, with its calls recorded.
@@ -63,7 +64,9 @@ def calls_agree(fisher: Fisher, layout: Layout) -> tf.Tensor:
     outputs = _outputs(layout, calls_of)
     if not outputs:
         return tf.constant(True)
-    score = tf.ones_like(linear.outputs) * tf.sign(batch.output_weights)
+    # At random: what BatchNormalization gives sums to the same number whatever the weights before it are.
+    score = tf.random.stateless_normal(tf.shape(linear.outputs), _SEED, dtype=linear.outputs.dtype)
+    score = tf.ensure_shape(score, linear.outputs.shape) * tf.sign(batch.output_weights)
     at_outputs = iter(linear.pullback_to(outputs, score))
     by_rows, direction = tf.zeros([], dtype), []
     for block, calls, zeros in zip(

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _keras
 from tf_natgrad.preconditioners import Preconditioner
 from tf_natgrad.solvers import Auto, Solver
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
@@ -136,7 +136,7 @@ class Undecided(keras.optimizers.Optimizer):
         if "line_search" in left:
             self.line_search = recipe.line_search
         if self.built and (self.combines_directions or self._momentum is not None):
-            self._last_direction = self.add_optimizer_variables(self._trainable_variables, "last_direction")
+            self._last_direction = self.add_optimizer_variables(_keras.optimized_variables(self), "last_direction")
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the state; of a preconditioner that is not chosen yet, once it is.

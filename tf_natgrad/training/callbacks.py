@@ -127,12 +127,16 @@ class StepLogger(keras.callbacks.Callback):
         self._since = 0
         # The step's own numbers: what Keras is given are means over the epoch.
         own = getattr(self.model.train_function, "last_logs", {})
-        values = dict(logs or {}) | own | {
-            "epoch": self._epoch,
-            "step": self._optimizer.iterations,
-            "learning_rate": self._rate,
-            "seconds": seconds,
-        }
+        values = (
+            dict(logs or {})
+            | own
+            | {
+                "epoch": self._epoch,
+                "step": self._optimizer.iterations,
+                "learning_rate": self._rate,
+                "seconds": seconds,
+            }
+        )
         values = {name: (int if name in _WHOLE else float)(values[name]) for name in _COLUMNS if name in values}
         texts = (f"{name} {value}" if name in _WHOLE else f"{name} {value:.4g}" for name, value in values.items())
         _LOGGER.info("%s", ", ".join(texts))

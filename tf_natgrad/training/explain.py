@@ -65,9 +65,9 @@ def explain(
     The model is traced once, and nothing of it is computed. Rates of the machine are measured once per process.
 
     >>> import keras, tensorflow as tf, tf_natgrad as ng
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    >>> model = keras.Sequential([keras.Input((30,)), keras.layers.Dense(4)])
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    >>> found = ng.explain(model, loss, tf.ones([5, 3]), tf.zeros([5], tf.int32))
+    >>> found = ng.explain(model, loss, tf.ones([5, 30]), tf.zeros([5], tf.int32))
     >>> found.choice.name, found.choice.detail
     ('exact Gram step', '15 rows')
 

@@ -130,8 +130,14 @@ class NaturalGradientMixin:
         """Stock Keras's, with a progress line that shows the few numbers of a step that one looks at.
 
         Args:
-            x, y, batch_size, epochs, verbose, callbacks: as Keras has them.
-            *args, **kwargs: the rest of Keras's.
+            x: inputs, or a data set; this and what follows as in Keras.
+            y: labels.
+            batch_size: of arrays.
+            epochs: how many passes over the data.
+            verbose: what is shown.
+            callbacks: Keras's.
+            *args: the rest of Keras's arguments.
+            **kwargs: the same by name.
 
         Returns:
             Keras's history, which has all numbers, as means over each epoch.
@@ -189,10 +195,8 @@ class NaturalGradientMixin:
         found = plan_step_of(self, likelihood_of_model(self), batch, natural, variables)
         if found is None:
             self._build_preconditioner()
-            natural.finish_loading()
-            return None, True
         natural.finish_loading()
-        return found
+        return found or (None, True)
 
     def _natural_variables(self, natural: NaturalGradient) -> list[keras.Variable]:
         """The variables that are `NaturalGradient`'s: all, unless a `MultiOptimizer` leaves some to others."""

@@ -62,11 +62,9 @@ class Linearization:
         self._tape = tape
         self._sources = flat_parameters.tensors
         self._eager = tf.executing_eagerly()
+        self._graph = _keras.graph_now()
         self._transpose: _Transpose | None = None
         self._gradient: tuple[tf.GradientTape, list[tf.Tensor]] | None = None
-        if not self._eager:
-            # Recorded before any loop that uses it; what a graph does not use is pruned.
-            self.prepare_jvp()
 
     @property
     def is_eager(self) -> bool:
@@ -79,14 +77,17 @@ class Linearization:
         return self._eager and tf.executing_eagerly()
 
     def prepare_jvp(self) -> None:
-        """Records the backward pass that `jvp` differentiates; to be called outside of loops, once is enough."""
-        if self._transpose is None and self._eager == tf.executing_eagerly():
+        """Records the backward pass that `jvp` differentiates; to be called before loops that use it, once is enough.
+
+        Elsewhere it is recorded when it is needed: tracing it takes as long as a backward pass.
+        """
+        if self._transpose is None and self._graph is _keras.graph_now():
             self._transpose = self._record_transpose()
 
     def jvp(self, tangents: TensorList) -> tf.Tensor:
         """Computes `J v`: one tensor per variable -> `[N, ..., C]`."""
         self.prepare_jvp()
-        # Inside a graph that closes over eager tapes the record belongs to that graph, and is not kept.
+        # Inside a graph that closes over the tape from outside, the record belongs to that graph, and is not kept.
         outer, seed, pullback = self._transpose or self._record_transpose()
         scale = self._scale(tangents)
         image = outer.gradient(

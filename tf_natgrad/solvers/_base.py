@@ -79,7 +79,8 @@ class Solver(abc.ABC):
             return algorithm.compute(operator, b, x)
 
         if isinstance(operator, CurvatureOperator):
-            operator.prepare()
+            if algorithm.takes_products:
+                operator.prepare()
             run = operator.compiled(("solve", algorithm), run)
         value, numbers = run(rhs, x0)
         note(algorithm.conditions(numbers), conditions)
@@ -110,7 +111,13 @@ def _checked_rhs(operator: tf.linalg.LinearOperator, rhs: TensorLike | FactoredR
 
 
 class Algorithm(Solver):
-    """A solver that does the work itself."""
+    """A solver that does the work itself.
+
+    Attributes:
+        takes_products: whether it takes products with the operator, in a loop perhaps.
+    """
+
+    takes_products = True
 
     def choose(self, operator: tf.linalg.LinearOperator) -> tuple[Algorithm, str]:
         """Returns itself; there is no choice."""

@@ -113,6 +113,7 @@ class Gram(Algorithm):
 
     rcond: float = 1e-6
     supports_jit = False
+    takes_products = False
 
     def __post_init__(self):
         check_rcond(self.rcond)

@@ -2,7 +2,7 @@
 
 Every contestant has a grid of four settings and the same budget: seconds of training on one core. Each setting is
 tried on one tuning seed, and the best of them (the tightest target reached, then the seconds to it, then the metric
-at the end) runs on the seeds of the race. `defaults` is `NaturalGradient()` as it comes, and is not tuned. A run ends
+at the end) runs on the seeds of the race. `defaults` is the exact step as it comes, and is not tuned. A run ends
 at its budget, on reaching the tightest target, or when it diverges.
 
 The clock counts calls of the model's own train function, as `fit` makes them, and nothing else. One step, and one
@@ -277,6 +277,9 @@ class Contest:
         self.network, self.loss = network(task.name, tuple(task.x.shape[1:]))
         is_natural = run.contestant not in (*FIRST_ORDER, OWN)
         options = dict(run.arguments)
+        if run.contestant == "defaults":
+            # What it was before `fisher="auto"`, which goes to K-FAC on most of these problems.
+            options["fisher"] = "exact"
         self._size = options.pop("batch_size", task.problem.batch_size)
         self.model = ng.natural_gradient_model(self.network) if is_natural else self.network
         # XLA makes loops of CG many times slower on a CPU, and the Gram solver cannot have it.

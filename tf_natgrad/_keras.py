@@ -269,6 +269,17 @@ class SeparateWeightDecay:
         """Nothing: the decay was applied, or is not wanted."""
 
 
+class SameOnAllReplicas:
+    """For Keras optimizers that are given the same direction on all replicas (`_all_reduce_sum_gradients`).
+
+    Put it before the Keras class, which would add up what the replicas have.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: list) -> list:
+        """Returns what it was given."""
+        return list(grads_and_vars)
+
+
 def count_step(optimizer: keras.optimizers.Optimizer) -> None:
     """Raises the number of steps of an optimizer that delegates them (`MultiOptimizer._iterations`)."""
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
@@ -377,6 +388,7 @@ def _watched(own_class: type) -> type:
 
 __all__ = [
     "CHECKED",
+    "SameOnAllReplicas",
     "SeparateWeightDecay",
     "SquareOperator",
     "Untracked",

@@ -37,7 +37,7 @@ _NO_STATE = (
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
-class NaturalGradient(_keras.SeparateWeightDecay, keras.optimizers.Optimizer):
+class NaturalGradient(_keras.SeparateWeightDecay, _keras.SameOnAllReplicas, keras.optimizers.Optimizer):
     """Natural gradient descent: `theta <- theta - learning_rate * (F + damping I)^-1 g`.
 
     `F` is the exact Fisher of the batch and `g` its gradient. The direction couples all weights, so it is formed by

@@ -90,10 +90,13 @@ class TrainFunction:
             logs = self._planned_steps(iterator) if self._chooses else self._step(iterator)
         if self._counts and int(natural.skipped_steps) > before:
             raise NonFiniteError(NOT_FINITE)
-        # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
-        if natural.line_search is None and logs["kl"] > _FAR:
-            _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
+        self._warn_of_far_steps(logs)
         return logs
+
+    def _warn_of_far_steps(self, logs: dict[str, Any]) -> None:
+        # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
+        if self._natural.line_search is None and logs["kl"] > _FAR:
+            _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
 
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:
         if self._needs_no_look(iterator):

@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-import keras
 import tensorflow as tf
-
-from tf_natgrad import _checks
 
 T = TypeVar("T")
 
@@ -175,34 +172,9 @@ def cond(predicate: tf.Tensor | bool, true: Callable[[], T], false: Callable[[],
     return tf.nest.map_structure(lambda a, b: tf.where(predicate, a, b), true(), false())
 
 
-def strategy_of(model: keras.Model) -> tf.distribute.Strategy:
-    """Returns the strategy under which a model trains: that of its scope, or else the current one.
-
-    Args:
-        model: a Keras model.
-
-    Returns:
-        A strategy; TensorFlow's default one for one device.
-
-    Raises:
-        ValueError: if the model was made outside of the scope of the current strategy.
-    """
-    now, own = tf.distribute.get_strategy(), model.distribute_strategy
-    if now.num_replicas_in_sync > 1 and now is not own:
-        raise ValueError(
-            _checks.message(
-                "strategy",
-                f"{now.num_replicas_in_sync} replicas, for a model that was made outside of their scope",
-                "a model that is made and compiled within `strategy.scope()`",
-                "Its variables are on one device only.",
-            )
-        )
-    return own
-
-
 def _number() -> tf.Tensor:
     """The number of this replica, from 0."""
     return tf.convert_to_tensor(tf.distribute.get_replica_context().replica_id_in_sync_group)
 
 
-__all__ = ["Place", "cond", "count", "gathered", "hold", "of_first", "place", "several", "strategy_of", "total"]
+__all__ = ["Place", "cond", "count", "gathered", "hold", "of_first", "place", "several", "total"]

@@ -269,9 +269,9 @@ def run_batch(
     with outer or contextlib.nullcontext():
         recording = capture(model) if record_calls else contextlib.nullcontext()
         with tf.GradientTape(persistent=True) as tape:
-            with _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext():
-                with recording as record:
-                    outputs = call_model(model, x, training)
+            moments = _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext()
+            with moments, recording as record:
+                outputs = call_model(model, x, training)
             # Replicas take turns where they exchange: a model is as it was by then.
             pd, weights, found = likelihood.read(outputs, sample_weight)
         note(found, conditions)

@@ -13,7 +13,7 @@ from tf_natgrad import _checks
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.solvers import Planned
 from tf_natgrad.training._replicated import raise_refusal
-from tf_natgrad.training.train_function import TrainFunction
+from tf_natgrad.training.train_function import TrainFunction, without_optionals
 
 
 class ReplicatedFunction(TrainFunction):
@@ -25,6 +25,7 @@ class ReplicatedFunction(TrainFunction):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
+        self._step = self._of_batches(self._step)
         # The graphs of the phases of a preconditioner.
         self._of_phase: dict[Any, Callable] = {}
 
@@ -63,13 +64,42 @@ class ReplicatedFunction(TrainFunction):
             # What is traced now is for this phase.
             preconditioner.phase = phase = preconditioner.next_phase()
             if phase not in self._of_phase:
-                self._of_phase[phase] = self._make_step()
+                self._of_phase[phase] = self._of_batches(self._make_step())
             step = self._of_phase[phase]
         try:
-            return raise_refusal(dict(step(iter([batch]))))
+            return raise_refusal(dict(step(batch)))
         finally:
             if preconditioner is not None:
                 preconditioner.phase = None
+
+    def _renew(self, planned: Planned) -> None:
+        super()._renew(planned)
+        self._step = self._of_batches(self._step)
+
+    def _of_batches(self, step: Callable) -> Callable:
+        """A step of one batch that was drawn, out of Keras's function of an iterator; one graph for all sizes.
+
+        All workers must trace alike, whatever the sizes of their shares.
+        """
+        graphs: dict[Any, Callable] = {}
+
+        def take(batch: Any) -> Any:
+            batch = without_optionals(batch)
+            flat = tf.nest.flatten(batch, expand_composites=True)
+            given = [t for t in flat if t is not None]
+            specs = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in given]
+
+            def whole(*tensors: tf.Tensor) -> Any:
+                rest = iter(tensors)
+                filled = [None if t is None else next(rest) for t in flat]
+                return step(iter([tf.nest.pack_sequence_as(batch, filled, expand_composites=True)]))
+
+            key = tuple(specs)
+            if key not in graphs:
+                graphs[key] = tf.function(whole, input_signature=specs, autograph=False)
+            return graphs[key](*given)
+
+        return take
 
     def _planned_together(self, batch: Any) -> Planned:
         """The solver for batches like this one, as all replicas choose it with the sizes of the global batch."""
@@ -94,10 +124,11 @@ def check_replicated(model: keras.Model, natural: Any, strategy: tf.distribute.S
         ValueError: naming the argument.
     """
     several = f"on {strategy.num_replicas_in_sync} replicas"
-    if not isinstance(natural.damping.value, tf.distribute.DistributedValues):
-        received = "a `NaturalGradient` that was made outside of the scope of the strategy"
-        expected = "an optimizer that is made within `strategy.scope()`"
-        raise ValueError(_checks.message("optimizer", received, expected, "Its variables are on one device only."))
+    for name, variables in (("model", model.trainable_variables), ("optimizer", natural.variables)):
+        if not all(isinstance(v.value, tf.distribute.DistributedValues) for v in variables):
+            received = f"one that was made outside of the scope of the strategy, {several}"
+            remedy = "Make and compile the model within `with strategy.scope():`; its variables are on one device only."
+            raise ValueError(_checks.message(name, received, "one that was made within it", remedy))
     if model.run_eagerly:
         remedy = "Exchanges between replicas belong to a graph."
         raise ValueError(_checks.message("run_eagerly", f"True, {several}", "False", remedy))

@@ -23,7 +23,7 @@ from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refus
 from tf_natgrad.training.train_function import TrainFunction
 
 
-class NaturalGradientMixin:
+class NaturalGradientMixin(_keras.UnderStrategies):
     """Gives a Keras model class the training step of natural gradient descent.
 
     Put it before the Keras class. With a `NaturalGradient` optimizer `fit`, `train_on_batch` and the like take
@@ -134,7 +134,7 @@ class NaturalGradientMixin:
             super().make_train_function(force)
             return None
 
-        strategy = _replicas.strategy_of(self)
+        strategy = self.distribute_strategy
         if strategy.num_replicas_in_sync > 1:
             check_replicated(self, natural, strategy)
         with strategy.scope():

@@ -107,7 +107,7 @@ class TrainFunction:
                 # This batch is gone with the graph that drew it: it was counted as one that was left out.
                 self._do_without_gram(error)
                 return self._step(iterator)
-        batches = [_without_optionals(b) for b in itertools.islice(iterator, self._model.steps_per_execution)]
+        batches = [without_optionals(b) for b in itertools.islice(iterator, self._model.steps_per_execution)]
         if not batches:
             raise StopIteration
         for batch in batches:
@@ -221,9 +221,16 @@ def _tensors_of(batch: Any) -> list[Any]:
     return [t for t in tf.nest.flatten(batch) if t is not None]
 
 
-def _without_optionals(batch: Any) -> Any:
-    """`None` for what a data set gives as an empty optional, as Keras has it."""
+def without_optionals(batch: Any) -> Any:
+    """Replaces what a data set gives as an empty optional by `None`, as Keras does.
+
+    Args:
+        batch: a structure.
+
+    Returns:
+        The same structure.
+    """
     return tf.nest.map_structure(lambda t: None if isinstance(t, tf.experimental.Optional) else t, batch)
 
 
-__all__ = ["TrainFunction"]
+__all__ = ["TrainFunction", "without_optionals"]

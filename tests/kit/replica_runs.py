@@ -160,9 +160,8 @@ def spoilt(which, strategy):
         except ValueError as raised:
             error = f"{type(raised).__name__}: {raised}"
         each = on_each(model, on)
-        found.append(
-            (error, each[0], int(model.optimizer.skipped_steps), [each[0].tobytes() == e.tobytes() for e in each])
-        )
+        left_out = int(model.optimizer.skipped_steps.numpy())
+        found.append((error, each[0], left_out, [each[0].tobytes() == other.tobytes() for other in each]))
     (one, alone, left_out, _), (several, weights, of_replicas, equal) = found
     return {
         "errors": [one, several],

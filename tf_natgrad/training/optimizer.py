@@ -322,12 +322,12 @@ class NaturalGradient(_keras.SeparateWeightDecay, _keras.SameOnAllReplicas, kera
         What was left to the recipe, and not changed since, is `"auto"` again.
         """
         config = super().get_config() | {
-            "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
+            "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping.numpy()),
             "solver": to_config(self.solver),
             "fisher": self.fisher if self.preconditioner is None else preconditioners.to_config(self.preconditioner),
             "momentum": "optimal" if self.combines_directions else _number(self._momentum),
             "warm_start": _number(self._warm_start),
-            "max_kl": None if self._max_kl is None else float(self._max_kl),
+            "max_kl": None if self._max_kl is None else float(self._max_kl.numpy()),
             "line_search": dataclasses.asdict(self.line_search) if self.line_search else None,
             "micro_batch_size": self.micro_batch_size,
             "on_nonfinite": self.on_nonfinite,
@@ -336,7 +336,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, _keras.SameOnAllReplicas, kera
 
 
 def _number(variable: keras.Variable | None) -> float:
-    return 0.0 if variable is None else float(variable)
+    return 0.0 if variable is None else float(variable.numpy())
 
 
 __all__ = ["NaturalGradient"]

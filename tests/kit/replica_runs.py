@@ -29,7 +29,7 @@ def stack(**options):
 
 
 def with_adam():
-    beside = {"head/.*": keras.optimizers.Adam(0.05)}
+    beside = {".*head/.*": keras.optimizers.Adam(0.05)}
     return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(plain(), beside))
 
 

@@ -166,7 +166,7 @@ class Rule(abc.ABC):
     def of_all_replicas(
         self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor]
     ) -> tuple[Sequence[LayerCall], list[tf.Tensor]]:
-        """Collects what `gram` needs of the examples of all replicas.
+        """Collects what `gram` needs of the examples of all replicas: of each a summary that no other example changes.
 
         Args:
             calls: of the examples of this replica.

@@ -86,7 +86,7 @@ class ReplicatedFunction(TrainFunction):
         def take(batch: Any) -> Any:
             batch = without_optionals(batch)
             flat = tf.nest.flatten(batch, expand_composites=True)
-            given = [t for t in flat if t is not None]
+            given = [tf.convert_to_tensor(t) for t in flat if t is not None]
             specs = [tf.TensorSpec([None, *t.shape[1:]], t.dtype) for t in given]
 
             def whole(*tensors: tf.Tensor) -> Any:
@@ -96,7 +96,7 @@ class ReplicatedFunction(TrainFunction):
 
             key = tuple(specs)
             if key not in graphs:
-                graphs[key] = tf.function(whole, input_signature=specs, autograph=False)
+                graphs[key] = tf.function(whole, autograph=False).get_concrete_function(*specs)
             return graphs[key](*given)
 
         return take

@@ -185,6 +185,46 @@ def loss_weights_of(model: keras.Model) -> Any:
     return model._compile_config.config.get("loss_weights")
 
 
+def on_several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a strategy spans processes (`StrategyExtended._in_multi_worker_mode`)."""
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return several and strategy.extended._in_multi_worker_mode()
+
+
+class UnderStrategies:
+    """For Keras models under a `tf.distribute` strategy of several replicas; on one device it changes nothing.
+
+    Put it before the Keras class. `fit` of Keras 3.15 fails on several workers in two places, which are mended here:
+    `_maybe_symbolic_build` reduces a tuple of values, and the function of `_make_function` reduces scalars by an axis.
+    """
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds what is not yet built, from the first batch; on several workers from this worker's share of it."""
+        if iterator is None or not on_several_workers(self.distribute_strategy):
+            super()._maybe_symbolic_build(iterator, data_batch)
+            return
+        shares_of = self.distribute_strategy.experimental_local_results
+        batch = next(next(iter(iterator))[-1])
+        super()._maybe_symbolic_build(data_batch=tf.nest.map_structure(lambda value: shares_of(value)[0], batch))
+
+    def _make_function(self, step_function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Keras's, of a step whose logs have an axis to reduce where there are several workers."""
+
+        def step(data: Any) -> Any:
+            return tf.nest.map_structure(lambda value: tf.reshape(value, [1]), step_function(data))
+
+        return super()._make_function(step if on_several_workers(self.distribute_strategy) else step_function)
+
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        """The logs of an epoch: Keras would take the last batch's where a step returns more than metrics.
+
+        Those are a mean over the replicas, whatever the number of their examples.
+        """
+        found = super()._get_metrics_result_or_logs(logs)
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        return {**found, **self.get_metrics_result()} if several else found
+
+
 # Outputs and losses.
 
 
@@ -267,6 +307,17 @@ class SeparateWeightDecay:
 
     def _apply_weight_decay(self, variables: Sequence[keras.Variable]) -> None:
         """Nothing: the decay was applied, or is not wanted."""
+
+
+class SameOnAllReplicas:
+    """For Keras optimizers that are given the same direction on all replicas (`_all_reduce_sum_gradients`).
+
+    Put it before the Keras class, which would add up what the replicas have.
+    """
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: list) -> list:
+        """Returns what it was given."""
+        return list(grads_and_vars)
 
 
 def count_step(optimizer: keras.optimizers.Optimizer) -> None:
@@ -377,8 +428,10 @@ def _watched(own_class: type) -> type:
 
 __all__ = [
     "CHECKED",
+    "SameOnAllReplicas",
     "SeparateWeightDecay",
     "SquareOperator",
+    "UnderStrategies",
     "Untracked",
     "all_layers",
     "attach",
@@ -391,6 +444,7 @@ __all__ = [
     "logits_behind",
     "loss_weights_of",
     "mask_of",
+    "on_several_workers",
     "optimized_variables",
     "options_of",
     "replace_attribute",

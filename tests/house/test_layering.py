@@ -14,7 +14,18 @@ ROOT = pathlib.Path(tf_natgrad.__file__).parent
 
 # A module imports from its own row and from the rows above. The first name that fits is a module's row.
 LAYERS = [
-    {"_typing", "_checks", "_conditions", "_files", "_keras", "_moved", "_progress", "errors", "parameters"},
+    {
+        "_typing",
+        "_checks",
+        "_conditions",
+        "_files",
+        "_keras",
+        "_moved",
+        "_progress",
+        "_replicas",
+        "errors",
+        "parameters",
+    },
     {"distributions"},
     {"linearize", "layers", "operators"},
     {"solvers", "spectrum"},

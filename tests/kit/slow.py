@@ -152,7 +152,6 @@ SLOW: dict[str, list[str]] = {
     "training/test_models.py": [
         "test_at_infinite_damping*",
         "test_every_kind_of_model_trains*",
-        "test_more_than_one_replica*",
         "test_another_optimizer*",
         "test_one_trace_per_shape*",
         "test_a_layer_may_be_unfrozen*",
@@ -170,6 +169,19 @@ SLOW: dict[str, list[str]] = {
         "test_state_is_kept*",
         "test_embeddings_may*",
         "test_mixed*bfloat16*",
+    ],
+    # The processes of a group start once; the quick group takes as long as two of its runs.
+    "training/test_replicas.py": [
+        "*[ways-*",
+        "*[factors-*",
+        "*[losses-*",
+        "*[faults-*",
+        "*[four-*",
+        "test_what_does_not*",
+        "test_layers_with*",
+        "test_single*",
+        "test_workers*",
+        "test_keras_still*",
     ],
     "training/test_separation.py": ["*"],
     "training/test_step_logger.py": ["*"],

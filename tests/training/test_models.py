@@ -1,8 +1,6 @@
 """Training in Keras: what `compile` and `fit` accept, what stays as under stock Keras, and what is refused."""
 
 import os
-import subprocess
-import sys
 
 import cases
 import keras
@@ -542,34 +540,6 @@ def test_what_cannot_be_wrapped_is_refused():
         ng.natural_gradient_model("mlp")
     model = network()
     assert ng.natural_gradient_model(model) is model
-
-
-REPLICAS = """
-import keras, numpy as np, tensorflow as tf, tf_natgrad as ng
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-with strategy.scope():
-    model = ng.NaturalGradientSequential([keras.Input((4,)), keras.layers.Dense(3)])
-    model.compile(ng.NaturalGradient(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-before = model.get_weights()
-try:
-    model.fit(np.ones((8, 4), "float32"), np.zeros(8, "int32"), verbose=0)
-except ValueError as error:
-    print("REFUSED", strategy.num_replicas_in_sync, error)
-print("SAME", all(np.array_equal(a, b) for a, b in zip(before, model.get_weights())))
-"""
-
-
-def test_more_than_one_replica_is_refused():
-    run = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, text=True, env=fresh_environment())
-    assert "REFUSED 2" in run.stdout, run.stdout + run.stderr[-2000:]
-    assert "train on one device" in run.stdout and "SAME True" in run.stdout
-
-
-def fresh_environment():
-    root = os.path.dirname(os.path.dirname(os.path.abspath(ng.__file__)))
-    return {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 @pytest.mark.parametrize("mode", ["graph"])

@@ -138,7 +138,18 @@ class Distribution(abc.ABC):
         Returns:
             A tensor like the parameters.
         """
-        return self.fisher_factor(self.score_factor(self.sample(seed)))
+        return self.score_of_drawn(self.sample(seed))
+
+    def score_of_drawn(self, value: TensorLike) -> tf.Tensor:
+        """Computes what `sampled_score` returns, from labels that were drawn already.
+
+        Args:
+            value: what `sample` returned.
+
+        Returns:
+            A tensor like the parameters.
+        """
+        return self.fisher_factor(self.score_factor(value))
 
     def fisher_matvec(self, vector: TensorLike) -> tf.Tensor:
         """Computes `L v = S S^T v`: `[..., C] -> [..., C]`."""

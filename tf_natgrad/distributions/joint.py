@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Checked
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions._base import Distribution
@@ -106,9 +106,9 @@ class JointPd(Distribution):
         labels = self._unpacked(value)
         return self._columns([self._root(p) * p.pd.score_factor(y) for p, y in zip(self._parts, labels, strict=True)])
 
-    def sampled_score(self, seed: TensorLike) -> tf.Tensor:
+    def score_of_drawn(self, value: TensorLike) -> tf.Tensor:
         # The outer product has the weights once, where that of two gradients would have them squared.
-        labels = self._unpacked(self.sample(seed))
+        labels = self._unpacked(value)
         return self.fisher_factor(
             self._columns([p.pd.score_factor(y) for p, y in zip(self._parts, labels, strict=True)])
         )
@@ -243,6 +243,19 @@ class JointLikelihood(Likelihood):
         """
         return self.read(outputs, None).pd
 
+    def parameters(self, outputs: Any) -> tf.Tensor:
+        """Returns the parameters of all parts side by side, `[N, P]`.
+
+        Args:
+            outputs: a list or dictionary of tensors `[N, ..., C]`.
+
+        Returns:
+            A tensor.
+        """
+        pairs = zip(self.parts, self._flat("model", outputs), strict=True)
+        pds = [part[0].distribution(z) for part, z in pairs if part is not None]
+        return JointPd([(pd, tf.ones_like(pd.parameters[..., 0])) for pd in pds]).parameters
+
     def read(self, outputs: Any, sample_weight: Any) -> Reading:
         alone = not isinstance(sample_weight, dict | list | tuple)
         given = [sample_weight] * len(self.parts) if alone else self._flat("sample_weight", sample_weight)
@@ -254,7 +267,7 @@ class JointLikelihood(Likelihood):
         examples = tf.shape(used[0][0].weights)[0]
 
         def count(dtype: tf.DType) -> tf.Tensor:
-            return tf.ones([], dtype) if self.reduction == "sum" else tf.cast(examples, dtype)
+            return tf.ones([], dtype) if self.reduction == "sum" else _replicas.total(tf.cast(examples, dtype))
 
         # Examples count alike; what else the outputs and the sample weights count is the parts' own.
         pd = JointPd([(r.pd, weight * r.weights * count(r.weights.dtype)) for r, weight in used])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions, _keras
+from tf_natgrad import _checks, _conditions, _keras, _replicas
 from tf_natgrad._conditions import Checked, Condition, judge
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.distributions._base import Distribution
@@ -81,8 +81,21 @@ class Likelihood:
             )
         return self.make_distribution(outputs)
 
+    def parameters(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Returns the parameters of that distribution.
+
+        Args:
+            outputs: the network's outputs `[N, ..., C]`.
+
+        Returns:
+            A tensor.
+        """
+        return self.distribution(outputs).parameters
+
     def read(self, outputs: tf.Tensor, sample_weight: TensorLike | None) -> Reading:
         """Computes the distribution of a batch's outputs and the weights of its positions.
+
+        In a replica of several the weights are those of the global batch.
 
         Args:
             outputs: the network's outputs `[N, ..., C]`.
@@ -230,8 +243,7 @@ class Likelihood:
                 count = tf.reduce_sum(given if mask is None else weights)
         elif self.reduction == "mean_with_sample_weight":
             count = tf.reduce_sum(weights)
-        if self.reduction == "sum":
-            count = tf.ones([], dtype)
+        count = tf.ones([], dtype) if self.reduction == "sum" else _replicas.total(count)
         if self.mean_over_outputs:
             count *= pd.parameters.shape[-1]
         return Checked(tf.math.divide_no_nan(weights, count), conditions)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers._products import products
 from tf_natgrad.layers.rows import Rows
@@ -65,6 +65,16 @@ class LayerCall:
             `[Q, N, ...]`.
         """
         return gradients if self.rows is None else self.rows.padded(gradients, 1)
+
+    def of_all_replicas(self) -> LayerCall:
+        """Returns the call with the arguments of all replicas, for `Rule.gram`; `output` stays that of this one."""
+
+        def gathered(a: Any) -> Any:
+            return _replicas.gathered(a) if tf.is_tensor(a) and a.shape.rank else a
+
+        args, kwargs = tf.nest.map_structure(gathered, (self.args, self.kwargs))
+        # The gradients at examples that it did not see are zeros by now.
+        return dataclasses.replace(self, args=args, kwargs=kwargs, rows=None)
 
 
 # Variables with a tensor of the same shape each.
@@ -154,6 +164,20 @@ class Rule(abc.ABC):
         """
         return list(gradients)
 
+    def of_all_replicas(
+        self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor]
+    ) -> tuple[Sequence[LayerCall], list[tf.Tensor]]:
+        """Collects what `gram` needs of the examples of all replicas: of each a summary that no other example changes.
+
+        Args:
+            calls: of the examples of this replica.
+            summaries: what `summarise` returned for them.
+
+        Returns:
+            The same of all examples.
+        """
+        return [call.of_all_replicas() for call in calls], [_replicas.gathered(t, axis=1) for t in summaries]
+
     @abc.abstractmethod
     def gram(
         self,
@@ -234,6 +258,12 @@ class WeightGradientRule(Rule):
 
     def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
         return self.weight_gradients(calls, gradients, dtype)
+
+    def of_all_replicas(
+        self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor]
+    ) -> tuple[Sequence[LayerCall], list[tf.Tensor]]:
+        # The inputs are in the gradients already.
+        return calls, [_replicas.gathered(t, axis=1) for t in summaries]
 
     def gram(
         self,

@@ -100,7 +100,9 @@ class Record:
         """
         return sharing_variables(self.calls, lambda call: call.layer, flat_parameters)
 
-    def gram(self, linearization: Linearization, columns: tf.Tensor, scales: Scales | None = None) -> tf.Tensor:
+    def gram(
+        self, linearization: Linearization, columns: tf.Tensor, scales: Scales | None = None, exchanges: bool = False
+    ) -> tf.Tensor:
         """Computes `K = A A^T` for the rows whose output gradients are `columns`, or `A diag(scales) A^T`.
 
         Args:
@@ -108,6 +110,7 @@ class Record:
             columns: `[Q, N, ..., C]`; row (q, i) of `A` is the gradient of `<columns[q, i], z[i]>`.
             scales: a positive scalar for each variable of the linearization, by the `id` of the variable, or `None`
                 for all ones: `K` is then `sum_v scales[id(v)] K_v`, `K_v` being that of the columns of `v`.
+            exchanges: whether the rows are those of all replicas, `columns` being those of this one's examples.
 
         Returns:
             `[Q N, Q N]`, rows with q major, in the dtype of the variables.
@@ -129,7 +132,11 @@ class Record:
             return [r.summarise(c, g, dtype) for r, c, g in zip(rules, groups, gradients, strict=True)]
 
         summaries = over_columns(summaries_of, linearization, columns, groups, lambda parts: tf.concat(parts, 0))
-        return tf.add_n([r.gram(calls, s, dtype, *extra) for r, calls, s in zip(rules, groups, summaries, strict=True)])
+        given = zip(rules, groups, summaries, strict=True)
+        if exchanges:
+            # Each replica forms the whole matrix, of the inputs and gradients of all.
+            given = [(rule, *rule.of_all_replicas(calls, parts)) for rule, calls, parts in given]
+        return tf.add_n([rule.gram(calls, parts, dtype, *extra) for rule, calls, parts in given])
 
     def refusal_for(
         self, flat_parameters: FlatParameters, examples: int | None = None, per_example: bool = True

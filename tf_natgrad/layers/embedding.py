@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad.layers._base import LayerCall, WeightGradientRule
+from tf_natgrad import _replicas
+from tf_natgrad.layers._base import LayerCall, Rule, Scales, WeightGradientRule
 from tf_natgrad.layers._matrix import MatrixShape
 
 
@@ -30,6 +31,25 @@ class EmbeddingRule(WeightGradientRule):
         shapes = [tf.shape(call.inputs) for call in calls]
         tokens = [tf.reshape(tf.cast(c.inputs, tf.int64), [s[0], -1]) for c, s in zip(calls, shapes, strict=True)]
         return tf.concat(tokens, 1)
+
+    def summarise(self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType) -> list[tf.Tensor]:
+        # Replicas would number the rows each in its own way, and exchange more than the gradients.
+        return list(gradients) if _replicas.several() else super().summarise(calls, gradients, dtype)
+
+    def of_all_replicas(
+        self, calls: Sequence[LayerCall], summaries: Sequence[tf.Tensor]
+    ) -> tuple[Sequence[LayerCall], list[tf.Tensor]]:
+        return Rule.of_all_replicas(self, calls, summaries)
+
+    def gram(
+        self,
+        calls: Sequence[LayerCall],
+        summaries: Sequence[tf.Tensor],
+        dtype: tf.DType,
+        scales: Scales | None = None,
+    ) -> tf.Tensor:
+        parts = self.weight_gradients(calls, summaries, dtype) if _replicas.several() else summaries
+        return super().gram(calls, parts, dtype, scales)
 
     def weight_gradients(
         self, calls: Sequence[LayerCall], gradients: Sequence[tf.Tensor], dtype: tf.DType

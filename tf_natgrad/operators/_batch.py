@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _keras, _replicas
 from tf_natgrad._conditions import Condition, note, noted
 from tf_natgrad._typing import ModelLike, TensorLike
 from tf_natgrad.distributions import Distribution, Likelihood
@@ -44,6 +44,7 @@ class Batch:
         gram_checked: whether the Gram matrix of the recorded calls was found to be that of the Jacobian.
         conditions: where conditions on the batch's values go; `None` where they are judged at once.
         recorded: the calls of the layers, where the pass kept them; see `record`.
+        place: of these examples in the global batch, or `None` where they are all of it.
     """
 
     model: ModelLike
@@ -60,6 +61,7 @@ class Batch:
     gram_checked: bool = False
     conditions: list[Condition] | None = None
     recorded: Record | None = None
+    place: _replicas.Place | None = None
 
     @property
     def record(self) -> Record:
@@ -122,9 +124,9 @@ class Batch:
         state = [(v, value) for v, value in self.snapshot if not self._is_weight(v)]
         scope = keras.StatelessScope(state_mapping=state)
         with tf.GradientTape(persistent=True) as tape, capture(self.model) as record, scope:
-            there = self.likelihood.distribution(call_model(self.model, self.x, self.training))
-            # Of several outputs this one knows the weights.
-            pd = self.pd.with_parameters(there.parameters)
+            # Of several outputs this distribution knows the weights.
+            there = self.likelihood.parameters(call_model(self.model, self.x, self.training))
+            pd = self.pd.with_parameters(there)
         linear = Linearization(pd.parameters, tape, flat, self.model)
         return linear, record, _is_close(pd.parameters, self.pd.parameters, _SAME * linear.rounding)
 
@@ -142,7 +144,8 @@ class Batch:
         refusal = self.record.refusal_for(linear.flat_parameters, linear.outputs.shape[0])
         if refusal is not None or self.gram_checked or not linear.has_values:
             return refusal
-        mismatch = float(gram_mismatch(self.record, linear, tf.sign(self.output_weights)))
+        # Each replica looks at its own examples.
+        mismatch = float(_replicas.total(gram_mismatch(self.record, linear, tf.sign(self.output_weights))))
         tolerated = tolerated_mismatch(linear)
         # NaN says nothing, and is refused elsewhere.
         self.gram_checked = mismatch <= tolerated
@@ -219,9 +222,9 @@ class Batch:
             A distribution.
         """
         with keras.StatelessScope(state_mapping=[*self.snapshot, *moved]):
-            there = self.likelihood.distribution(call_model(self.model, self.x, self.training))
+            there = self.likelihood.parameters(call_model(self.model, self.x, self.training))
         # Of several outputs this one knows the weights.
-        return self.pd.with_parameters(there.parameters)
+        return self.pd.with_parameters(there)
 
 
 def run_batch(
@@ -265,9 +268,11 @@ def run_batch(
     outer = tf.GradientTape(persistent=True) if second_order else None
     with outer or contextlib.nullcontext():
         recording = capture(model) if record_calls else contextlib.nullcontext()
-        with tf.GradientTape(persistent=True) as tape, recording as record:
-            with _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext():
+        with tf.GradientTape(persistent=True) as tape:
+            moments = _keras.twice_differentiable_moments() if second_order else contextlib.nullcontext()
+            with moments, recording as record:
                 outputs = call_model(model, x, training)
+            # Replicas take turns where they exchange: a model is as it was by then.
             pd, weights, found = likelihood.read(outputs, sample_weight)
         note(found, conditions)
         if flat_parameters is None:
@@ -285,6 +290,7 @@ def run_batch(
             likelihood=likelihood,
             training=training,
             conditions=conditions,
+            place=_replicas.place(tf.shape(pd.parameters)[0]),
         )
         if second_order:
             batch.linearization.record_gradient(outer, batch.score())

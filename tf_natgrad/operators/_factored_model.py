@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition, note, noted
 from tf_natgrad._typing import TensorLike, plain_python
 from tf_natgrad.operators._batch import Batch
@@ -17,7 +17,11 @@ from tf_natgrad.operators._model import ModelOperator
 
 
 class FactoredModelOperator(ModelOperator, FactoredOperator):
-    """A matrix `sum_i w_i J_i^T S_i S_i^T J_i`, with `S_i` a factor of the output space."""
+    """A matrix `sum_i w_i J_i^T S_i S_i^T J_i`, with `S_i` a factor of the output space.
+
+    In a replica of several it is that of the global batch, and so are the rows of `A`, on all replicas alike; each has
+    the Jacobian of its own examples only.
+    """
 
     @abc.abstractmethod
     def _factor(self, batch: Batch, index: tf.Tensor | int) -> OutputFactor:
@@ -30,7 +34,9 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
     def rows(self) -> int | None:
         if not self.is_one_batch:
             return None
-        positions = self.batch.pd.parameters.shape[: 1 if self.batch.factor.is_pooled else -1]
+        positions = self.batch.pd.parameters.shape[: 1 if self.batch.factor.is_pooled else -1].as_list()
+        if self.batch.place is not None:
+            positions[0] = tf.get_static_value(self.batch.place.total)
         return tf.TensorShape([self.batch.factor.rank, *positions]).num_elements()
 
     @property
@@ -79,7 +85,8 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
             inside = tf.reduce_all((batch.weights > 0) | (weights == 0))
             note([Condition(inside, text)], batch.conditions)
         if not batch.factor.is_exact:
-            return FactoredRhs(None, rest=self._flat.flatten(batch.gradient(self._flat.tensors, y, weights)))
+            gradient = self._flat.flatten(batch.gradient(self._flat.tensors, y, weights))
+            return FactoredRhs(None, rest=_replicas.total(gradient))
         u = tf.cast(batch.pd.score_factor(batch.targets(y)), self.dtype)
         return FactoredRhs(self._to_rows(u * tf.math.divide_no_nan(weights, tf.sqrt(batch.weights))[..., None]))
 
@@ -104,12 +111,12 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
 
     def factor_transpose_product(self, vector: tf.Tensor) -> tf.Tensor:
         cotangent = self.batch.factor.apply(self._from_rows(vector)) * tf.sqrt(self.batch.output_weights)
-        return self._flat.flatten(self.batch.linearization.vjp(cotangent))
+        return _replicas.total(self._flat.flatten(self.batch.linearization.vjp(cotangent)))
 
     def gram_matrix(self, scales: Mapping[int, tf.Tensor] | None = None) -> tf.Tensor:
         columns, record = self.columns_of(self.batch), self.batch.record
         # Made before the linearization is read: a second pass brings one of its own.
-        return record.gram(self.batch.linearization, columns, scales)
+        return record.gram(self.batch.linearization, columns, scales, self.batch.place is not None)
 
     def columns_of(self, batch: Batch) -> tf.Tensor:
         """Computes what the rows of `A` on one batch pull back through the network, as graph code.
@@ -128,14 +135,16 @@ class FactoredModelOperator(ModelOperator, FactoredOperator):
     def _to_rows(self, per_position: tf.Tensor) -> tf.Tensor:
         """`[N, T..., R]` (pooled: `[N, R]`) `-> [m]`, in the order of `A`: positions, columns of `S`, examples."""
         axes = [*range(1, per_position.shape.rank), 0]
-        return tf.reshape(tf.transpose(per_position, axes), [-1])
+        return tf.reshape(tf.transpose(_replicas.gathered(per_position), axes), [-1])
 
     def _from_rows(self, vector: tf.Tensor) -> tf.Tensor:
         """The inverse of `_to_rows`."""
-        z, factor = self.batch.pd.parameters, self.batch.factor
+        z, factor, place = self.batch.pd.parameters, self.batch.factor, self.batch.place
         middle, rank = (tf.shape(z)[1:1], 2) if factor.is_pooled else (tf.shape(z)[1:-1], z.shape.rank)
-        shape = tf.concat([middle, [factor.rank], tf.shape(z)[:1]], 0)
-        return tf.transpose(tf.reshape(tf.cast(vector, z.dtype), shape), [rank - 1, *range(rank - 1)])
+        examples = tf.shape(z)[:1] if place is None else place.total[None]
+        shape = tf.concat([middle, [factor.rank], examples], 0)
+        found = tf.transpose(tf.reshape(tf.cast(vector, z.dtype), shape), [rank - 1, *range(rank - 1)])
+        return found if place is None else place.share(found)
 
 
 def _one_position_each(columns: tf.Tensor) -> tf.Tensor:

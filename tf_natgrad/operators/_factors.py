@@ -6,6 +6,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from tf_natgrad._replicas import Place
 from tf_natgrad.distributions import Distribution
 
 
@@ -115,7 +116,9 @@ class PooledScoreFactor(ScoreFactor):
         return tf.reshape(self._scores, [self.rank, shape[1], tf.reduce_prod(shape[2:])])
 
 
-def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index: tf.Tensor | int) -> PooledScoreFactor:
+def sampled_factor(
+    pd: Distribution, seed: int | tf.Tensor, samples: int, index: tf.Tensor | int, place: Place | None = None
+) -> PooledScoreFactor:
     """The Monte-Carlo factor: labels drawn from the distribution itself, a function of seed and batch alone.
 
     Args:
@@ -123,14 +126,24 @@ def sampled_factor(pd: Distribution, seed: int | tf.Tensor, samples: int, index:
         seed: fixes the draw.
         samples: labels per position.
         index: the number of the batch.
+        place: of these examples in the global batch, for which the labels are drawn; `None`: they are all.
 
     Returns:
         A factor of rank `samples`: unbiased for the exact `L`, with one row per example and draw.
     """
     first = tf.cast(index, tf.int32) * samples
     seeds = [tf.stack([tf.cast(seed, tf.int32), first + k]) for k in range(samples)]
-    scores = tf.stack([pd.sampled_score(one) for one in seeds])
+    scores = tf.stack([_sampled_score(pd, one, place) for one in seeds])
     return PooledScoreFactor(scores * tf.cast(samples, pd.parameters.dtype) ** -0.5)
+
+
+def _sampled_score(pd: Distribution, seed: tf.Tensor, place: Place | None) -> tf.Tensor:
+    """`pd.sampled_score(seed)`; of a share of the global batch, with the labels that one device would draw for it."""
+    if place is None:
+        return pd.sampled_score(seed)
+    # A draw depends on its number in the batch: what stands in the place of other replicas' examples does not matter.
+    drawn = pd.with_parameters(place.padded(pd.parameters)).sample(seed)
+    return pd.score_of_drawn(place.share(drawn))
 
 
 def label_factor(pd: Distribution, targets: tf.Tensor) -> ScoreFactor:

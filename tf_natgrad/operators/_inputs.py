@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition, finite
 from tf_natgrad._typing import ModelLike
 
@@ -31,6 +31,9 @@ def input_conditions(x: Any) -> list[Condition]:
     for tensor in tensors:
         if tensor.shape.rank == 0:
             raise ValueError(_checks.message("x", "a scalar", "a batch of shape [N, ...]"))
+        if _replicas.several():
+            # A batch has at least one example, which need not be on this replica.
+            continue
         size = tensor.shape[0]
         text = _checks.message("x", "an empty batch", "at least one example", "Drop empty batches from the data set.")
         if size == 0:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition, check_collector
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
@@ -17,9 +17,12 @@ from tf_natgrad.distributions.joint import JointLikelihood
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch, run_batch
+from tf_natgrad.operators._dense import over_units
 from tf_natgrad.operators._inputs import check_fits, unpack
-from tf_natgrad.operators.sources import DataSet, Examples, MicroBatches, OneBatch
+from tf_natgrad.operators.sources import DataSet, Examples, MicroBatches, OneBatch, Replicated
 from tf_natgrad.parameters import FlatParameters
+
+_IN_PARTS = "A batch that is spread over replicas cannot come in parts as well: use more replicas, or smaller batches."
 
 
 class ModelOperator(CurvatureOperator):
@@ -86,6 +89,8 @@ class ModelOperator(CurvatureOperator):
                     "training mode would not give a matrix; weights of a data set come as `(x, y, sample_weight)`.",
                 )
             )
+        if in_parts and _replicas.several():
+            raise ValueError(_checks.message("data", "a batch in parts, on several replicas", "one batch", _IN_PARTS))
         parts = DataSet(data, likelihood.reduction, progress) if is_data_set else None
         x, y, weights = unpack(next(iter(data)) if is_data_set else data, several)
         check_fits(model, x)
@@ -115,7 +120,7 @@ class ModelOperator(CurvatureOperator):
             )
             flat = batch.linearization.flat_parameters
             self._adopt(batch, 0)
-            source = OneBatch(batch)
+            source = OneBatch(batch) if batch.place is None else Replicated(batch)
         if variables is not None:
             _check_own(flat, model)
         super().__init__(flat, name=type(self).__name__)
@@ -193,10 +198,32 @@ class ModelOperator(CurvatureOperator):
         return self._source.sum("matvec", self._batch_product, vector, vector)
 
     def products(self, rows: tf.Tensor) -> tf.Tensor:
-        def of_batch(batch: Batch, rows: tf.Tensor) -> tf.Tensor:
-            return batch.linearization.map_products(lambda row: self._batch_product(batch, row), rows)
+        return self._source.sum("matmul", self._batch_products, rows, rows)
 
-        return self._source.sum("matmul", of_batch, rows, rows)
+    def _batch_products(self, batch: Batch, rows: tf.Tensor) -> tf.Tensor:
+        return batch.linearization.map_products(lambda row: self._batch_product(batch, row), rows)
+
+    def dense_matrix(self) -> tf.Tensor:
+        if not isinstance(self._source, Replicated):
+            return super().dense_matrix()
+        n = self._flat.size
+
+        def of_batch(batch: Batch) -> tf.Tensor:
+            return over_units(lambda units: self._batch_products(batch, units), n, self.dtype)
+
+        return self._source.sum("dense", of_batch, tf.zeros([n, n], self.dtype))
+
+    def diagonal(self) -> tf.Tensor:
+        if not isinstance(self._source, Replicated):
+            return super().diagonal()
+
+        def of_batch(batch: Batch) -> tf.Tensor:
+            def of_units(units: tf.Tensor) -> tf.Tensor:
+                return tf.reduce_sum(units * self._batch_products(batch, units), 1)
+
+            return over_units(of_units, self._flat.size, self.dtype)
+
+        return self._source.sum("diagonal", of_batch, tf.zeros([self._flat.size], self.dtype))
 
     @property
     def is_one_batch(self) -> bool:

@@ -1,4 +1,4 @@
-"""What every source of examples or episodes does, and two sources of examples: a single batch, and many."""
+"""What every source of examples or episodes does, and sources of examples: a batch, a replica's share of it, many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _keras, _replicas
 from tf_natgrad.operators._batch import Batch
 
 
@@ -110,6 +110,20 @@ class OneBatch(Examples):
         self._batch.linearization.prepare_jvp()
 
 
+class Replicated(OneBatch):
+    """The examples of a batch that is spread over replicas: each has its share after the forward pass, and sums it."""
+
+    def sum(
+        self,
+        name: str,
+        function: Callable[..., tf.Tensor],
+        like: tf.Tensor,
+        *operands: tf.Tensor,
+        record_calls: bool = False,
+    ) -> tf.Tensor:
+        return _replicas.total(super().sum(name, function, like, *operands, record_calls=record_calls))
+
+
 class InParts(Examples):
     """Several batches, one after the other: the model is called on each of them for each sum."""
 
@@ -171,4 +185,4 @@ def _refuse_mask(batch: Batch) -> None:
         )
 
 
-__all__ = ["Examples", "InParts", "OneBatch", "Source"]
+__all__ = ["Examples", "InParts", "OneBatch", "Replicated", "Source"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.operators._batch import Batch
 from tf_natgrad.operators._dense import DENSE_MEMORY_LIMIT, check_dense_memory
@@ -75,7 +75,7 @@ class Fisher(FactoredModelOperator):
     def _factor(self, batch: Batch, index: tf.Tensor | int) -> OutputFactor:
         if self._kind == "exact":
             return ExactFactor(batch.pd)
-        return sampled_factor(batch.pd, self._seed, self._mc_samples, index)
+        return sampled_factor(batch.pd, self._seed, self._mc_samples, index, batch.place)
 
     def exact_factor_product(self, vector: tf.Tensor) -> tf.Tensor:
         """Computes `A v` with the factor of the exact Fisher, whatever the kind of this one, as graph code.
@@ -122,7 +122,7 @@ class Fisher(FactoredModelOperator):
         values = {id(v): value for v, value in batch.snapshot}
         theta = self._flat.flatten([values[id(v)] for v in self._flat.variables])
         pd = batch.distribution_at(zip(self._flat.variables, self._flat.unflatten(theta), strict=True))
-        return tf.hessians(tf.reduce_sum(batch.weights * tf.cast(pd.self_kl(), self.dtype)), theta)[0]
+        return _replicas.total(tf.hessians(tf.reduce_sum(batch.weights * tf.cast(pd.self_kl(), self.dtype)), theta)[0])
 
 
 class EmpiricalFisher(FactoredModelOperator):

@@ -1,4 +1,4 @@
-"""The sources of examples: one batch, one batch in micro-batches, or a data set."""
+"""The sources of examples: one batch, whole or over replicas or in micro-batches, or a data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tf_natgrad import _checks
 from tf_natgrad._conditions import Condition, note, require
 from tf_natgrad._progress import progress_bar
 from tf_natgrad.operators._inputs import input_conditions, unpack
-from tf_natgrad.operators._source import Examples, InParts, OneBatch, Source
+from tf_natgrad.operators._source import Examples, InParts, OneBatch, Replicated, Source
 
 
 class DataSet(InParts):
@@ -213,4 +213,4 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: 
     return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
 
 
-__all__ = ["DataSet", "Examples", "InParts", "MicroBatches", "OneBatch", "Source"]
+__all__ = ["DataSet", "Examples", "InParts", "MicroBatches", "OneBatch", "Replicated", "Source"]

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions
+from tf_natgrad import _checks, _conditions, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks, kronecker_sums
@@ -21,7 +21,7 @@ from tf_natgrad.preconditioners._blocks import BlockState, DiagonalState, Gradie
 from tf_natgrad.preconditioners._gradients import calls_agree, gradients_of
 from tf_natgrad.preconditioners._labels import columns_of
 from tf_natgrad.preconditioners._recipes import Recipe
-from tf_natgrad.preconditioners._records import Preconditioned, PreconditionerInfo, State
+from tf_natgrad.preconditioners._records import Phase, Preconditioned, PreconditionerInfo, State
 from tf_natgrad.preconditioners._state import Storage
 
 # The first steps at which inverses are made anew, before their period.
@@ -40,12 +40,16 @@ _DISAGREES = _checks.message(
 class Preconditioner(abc.ABC):
     """An approximation of the inverse Fisher with running averages, for `NaturalGradient(fisher=...)`.
 
+    Attributes:
+        phase: what a step of several replicas does, which may not exchange in a branch; `None`: the graph decides.
+
     Args:
         options: the arguments of the constructor, for `get_config`.
     """
 
     # Whether XLA compiles it into something usable.
     supports_jit = True
+    phase: Phase | None = None
 
     def __init__(self, options: dict[str, Any]):
         self._options = options
@@ -245,7 +249,7 @@ class Preconditioner(abc.ABC):
             mixed = [o + share * (n - o) for o, n in zip(old, new, strict=True)]
             return _conditions.chosen(finite, mixed, old), values.updates + tf.cast(finite, values.updates.dtype)
 
-        flat, updates = tf.cond(update_due, updated, lambda: (old, values.updates))
+        flat, updates = _replicas.cond(update_due, updated, lambda: (old, values.updates))
         averages = tf.nest.pack_sequence_as(values.averages, flat)
         if relative is not None:
             damping = tf.where(tf.equal(values.step, 0), relative * self._mean_eigenvalue(averages), damping)
@@ -259,12 +263,14 @@ class Preconditioner(abc.ABC):
                 parts, tries = state.inverted(a, damping + share, before)
                 found += _conditions.chosen(_conditions.is_finite(*parts), parts, before)
                 raised.append(tries)
-            agrees = tf.cond(self._check_due(values.step), lambda: calls_agree(fisher, self._layout), lambda: True)
+            due = self._check_due(values.step)
+            agrees = _replicas.cond(due, lambda: calls_agree(fisher, self._layout), lambda: tf.constant(True))
             return found, tf.reduce_max(tf.stack(raised)), agrees
 
-        flat, raised, agrees = tf.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
+        flat, raised, agrees = _replicas.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
         inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, columns)
-        info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
+        was_due = [tf.convert_to_tensor(due) for due in (update_due, invert_due)]
+        info = PreconditionerInfo(type(self).__name__, *was_due, raised, self.describe())
         return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]
 
     def _corrected(
@@ -283,15 +289,24 @@ class Preconditioner(abc.ABC):
         traces = [state.trace(a) for state, a in zip(self._storage.states, averages, strict=True)]
         return tf.add_n(traces) / self._layout.flat.size
 
-    def _due(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def next_phase(self) -> Phase:
+        """Returns what the next step is to do, by the number of steps so far."""
+        step = tf.constant(self._storage.steps)
+        return Phase(*(bool(due) for due in (*self._due(step), self._check_due(step))))
+
+    def _due(self, step: tf.Tensor) -> tuple[tf.Tensor | bool, tf.Tensor | bool]:
         """Whether averages and inverses are to be updated: sooner at the start, where the weights move fast."""
+        if self.phase is not None:
+            return self.phase.update, self.phase.invert
         update, invert = self.periods
         invert_due = tf.equal(step % invert, 0) | tf.reduce_any(tf.equal(step, self._early()))
         update_due = tf.equal(step % update, 0)
         return update_due | invert_due, invert_due
 
-    def _check_due(self, step: tf.Tensor) -> tf.Tensor:
+    def _check_due(self, step: tf.Tensor) -> tf.Tensor | bool:
         """Whether the calls are to be looked at: rarely, as it costs more than a gradient."""
+        if self.phase is not None:
+            return self.phase.check
         rare = tf.equal(step % (_CHECK_EVERY * self.periods[1]), 0)
         # Weights that start at zero have moved by then.
         return rare | tf.equal(step, max(self._early(), default=0))
@@ -302,11 +317,10 @@ class Preconditioner(abc.ABC):
     def _averages_of(self, fisher: Fisher, columns: tf.Tensor) -> list[tf.Tensor]:
         """What a batch contributes to the averages."""
         blocks, batch = self._layout.blocks, fisher.batch
-        parts = iter(
-            kronecker_sums(
-                blocks, batch.record, batch.linearization, columns, batch.weights, self.approximation, _enough
-            )
+        sums = kronecker_sums(
+            blocks, batch.record, batch.linearization, columns, batch.weights, self.approximation, _enough
         )
+        parts = iter(_replicas.total(sums))
         return [t for state in self._storage.states for t in state.of_sums(parts)]
 
     def _shares(self) -> list[float]:
@@ -329,8 +343,8 @@ class Preconditioner(abc.ABC):
 
 
 def _enough(size: int) -> int:
-    """The rows of one batch that are enough for the average of a factor of this size."""
-    return max(2 * size, 2048)
+    """The rows of one batch that are enough for the average of a factor of this size; each replica adds its share."""
+    return -(-max(2 * size, 2048) // _replicas.count())
 
 
 __all__ = ["Preconditioner"]

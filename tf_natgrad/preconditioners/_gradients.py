@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_natgrad import _replicas
 from tf_natgrad._typing import TensorLike
 from tf_natgrad.layers import LayerCall
 from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks
@@ -33,7 +34,7 @@ def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient
     plain = [v for block in layout.blocks if not _takes_rows(block) for v in block.variables]
     pulled = batch.gradient([*outputs, *(v.value for v in plain)], y, batch.weights)
     at_outputs = iter(pulled[: len(outputs)])
-    of_variables = dict(zip(map(id, plain), pulled[len(outputs) :], strict=True))
+    of_variables = dict(zip(map(id, plain), _replicas.total(pulled[len(outputs) :]), strict=True))
     penalty = Penalty(layout.flat)
     if not penalty.is_zero:
         for v, more in zip(layout.flat.variables, layout.flat.unflatten(penalty.gradient()), strict=True):
@@ -45,6 +46,12 @@ def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient
             found.append(Gradient(None, *_rows(block, calls, [next(at_outputs) for _ in calls], dtype)))
         else:
             found.append(Gradient(block.joined([of_variables[id(v)] for v in block.variables])))
+    if not _replicas.several():
+        return found
+    # The rows are those of this replica's examples; of all of them the sum is wanted.
+    own = [k for k, gradient in enumerate(found) if gradient.matrix is None]
+    for k, matrix in zip(own, _replicas.total([found[k].as_matrix() for k in own]), strict=True):
+        found[k] = Gradient(matrix)
     return found
 
 

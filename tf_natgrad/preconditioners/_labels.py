@@ -41,7 +41,7 @@ def columns_of(fisher: Fisher, kind: str, samples: int, seed: int | tf.Tensor) -
         if kind == "exact":
             return fisher.columns_of(batch)
         drawn = targets is None
-        factor = sampled_factor(batch.pd, seed, samples, 0) if drawn else label_factor(batch.pd, targets)
+        factor = sampled_factor(batch.pd, seed, samples, 0, batch.place) if drawn else label_factor(batch.pd, targets)
         return factor.columns() * tf.sqrt(batch.output_weights)
 
     return columns

@@ -25,6 +25,20 @@ class State(NamedTuple):
     inverses: list[list[tf.Tensor]]
 
 
+class Phase(NamedTuple):
+    """What a step does beside the direction.
+
+    Attributes:
+        update: whether the batch enters the running averages.
+        invert: whether the inverses are made anew.
+        check: whether the layers' calls are compared with the Jacobian.
+    """
+
+    update: bool
+    invert: bool
+    check: bool
+
+
 class PreconditionerInfo(NamedTuple):
     """Report of a preconditioner, in place of a solver's.
 
@@ -63,4 +77,4 @@ class Preconditioned(NamedTuple):
     conditions: list[Condition]
 
 
-__all__ = ["Preconditioned", "PreconditionerInfo", "State"]
+__all__ = ["Phase", "Preconditioned", "PreconditionerInfo", "State"]

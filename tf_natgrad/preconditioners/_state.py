@@ -39,6 +39,11 @@ class Storage:
         """All variables."""
         return [*self._counts, *(v for _, variables in self._kept.values() for v in variables)]
 
+    @property
+    def steps(self) -> int:
+        """How many steps were taken, as it is in the variables."""
+        return int(self._counts[0].numpy())
+
     def use(
         self,
         blocks: list[Block],

@@ -3,84 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad.operators._base import product_of
 from tf_natgrad.operators._kronecker import preconditioner_for
 from tf_natgrad.solvers._base import Algorithm, flat_rhs, undamped
-
-
-class StopReason(enum.IntEnum):
-    """Why conjugate gradients stopped."""
-
-    CONVERGED = 0
-    MAX_ITERATIONS = 1
-    STAGNATION = 2
-    NON_POSITIVE_CURVATURE = 3
-    NOT_FINITE = 4
-    PROGRESS = 5
-
-    @property
-    def text(self) -> str:
-        """The reason in words."""
-        return _TEXTS[self]
-
+from tf_natgrad.solvers._cg_info import CGInfo, StopReason
 
 _RUNNING = -1
-_BEST = "the best iterate is returned"
-_TEXTS = {
-    StopReason.CONVERGED: "converged: the true residual is within the tolerance",
-    StopReason.MAX_ITERATIONS: f"stopped at max_iterations, before the tolerance was reached; {_BEST}",
-    StopReason.STAGNATION: "stopped: the residual no longer falls in this precision, because rounding errors have "
-    f"reached its least value; {_BEST}",
-    StopReason.NON_POSITIVE_CURVATURE: f"stopped at a direction of non-positive curvature; {_BEST}",
-    StopReason.NOT_FINITE: "stopped: the right-hand side, a product or the preconditioner was not finite; the best "
-    "iterate before that is returned, if there was one",
-    StopReason.PROGRESS: "stopped by the progress rule: the quadratic hardly falls any more",
-}
-
-
-class CGInfo(NamedTuple):
-    """Report of `ConjugateGradient`.
-
-    Attributes:
-        solver: its name.
-        iterations: products spent on iterations; those that compute a residual anew are not counted.
-        residual: norm of the true residual `rhs - operator x`, recomputed at the end.
-        relative_residual: the same, relative to the right-hand side.
-        converged: whether that residual is within the tolerance.
-        quadratic_form: `x^T F x` of the solution, `F` without its damping.
-        residual_product: `x^T r` with that residual `r`, so that `rhs^T x = x^T operator x + x^T r` exactly; zero but
-            for rounding where the iteration started from zero.
-        least_curvature: the least `p^T F p / p^T p` met; not positive where the matrix is not positive definite
-            in this precision, infinite where there was no iteration.
-        reason: a `StopReason` as text; inside a graph its integer code.
-        why: why this solver was chosen, where it was chosen automatically.
-    """
-
-    solver: str
-    iterations: tf.Tensor
-    residual: tf.Tensor
-    relative_residual: tf.Tensor
-    converged: tf.Tensor
-    quadratic_form: tf.Tensor
-    residual_product: tf.Tensor
-    least_curvature: tf.Tensor
-    reason: str | tf.Tensor
-    why: str = ""
-
-    def finish(self) -> CGInfo:
-        """Puts the reason into words, and logs an end that no rule asked for."""
-        reason = StopReason(self.reason)
-        if not self.converged and reason != StopReason.PROGRESS:
-            # Short enough that each reason is logged once.
-            _checks.log_once(f"CG {reason.text}")
-        return self._replace(reason=reason.text)
 
 
 class _State(NamedTuple):
@@ -126,7 +60,9 @@ class ConjugateGradient(Algorithm):
     Args:
         rtol: the residual may be this fraction of the right-hand side.
         atol: or this large, whichever allows more.
-        max_iterations: iterations at most, of one product each; by default `min(2 n, 1000)`.
+        max_iterations: iterations at most, of one product each; by default `min(2 n, 1000)`. On several replicas it
+            must be given: so many are part of the graph, as no loop may contain a sum over replicas; rounding is then
+            measured at the end alone.
         preconditioner: an approximate inverse, as a function `[n] -> [n]` that is symmetric and positive definite; or
             `"jacobi"`, the inverse of the diagonal, which costs a product for each row or column of the factor; or
             `"kfac"`, that of the Kronecker factors of each layer, for a damped matrix of a model on one batch.
@@ -171,9 +107,20 @@ class ConjugateGradient(Algorithm):
             raise ValueError(
                 _checks.message("operator", f"{type(operator).__name__}, not self-adjoint", "a symmetric operator")
             )
+        if self.max_iterations is None and _replicas.several():
+            raise ValueError(
+                _checks.message(
+                    "solver",
+                    f"conjugate gradients until a tolerance is met, on {_replicas.count()} replicas",
+                    "a fixed number of iterations",
+                    "Pass `solver=ng.solvers.ConjugateGradient(max_iterations=20)`, say: each is one exchange.",
+                )
+            )
 
     def compute(self, operator: Any, rhs: Any, x0: tf.Tensor | None) -> tuple[tf.Tensor, tuple]:
         run = _Run(self, operator, flat_rhs(operator, rhs))
+        if _replicas.several():
+            return run.finish(run.unrolled(run.start(x0), self.limit(operator.shape[-1])))
         (state,) = tf.while_loop(lambda s: s.reason == _RUNNING, run.step, (run.start(x0),), parallel_iterations=1)
         return run.finish(state)
 
@@ -233,6 +180,7 @@ class _Run:
         self._scale = _norm(b)
         self._tolerance = tf.maximum(tf.constant(solver.atol, tf.float64), solver.rtol * self._scale)
         self._by_progress = solver.stopping == "progress"
+        self._measures = not _replicas.several()
 
     def _measure(self, x: tf.Tensor, r: tf.Tensor, norm: tf.Tensor) -> tf.Tensor:
         """What is to fall: phi, or the norm of the residual."""
@@ -262,6 +210,13 @@ class _Run:
             history=tf.zeros([self._limit + 1 if self._by_progress else 0], tf.float64),
         )
 
+    def unrolled(self, state: _State, iterations: int) -> _State:
+        """The state after so many iterations, without a loop; once it has stopped it stays as it is."""
+        for _ in range(iterations):
+            (new,), running = self.step(state), tf.equal(state.reason, _RUNNING)
+            state = _State(*(tf.where(running, a, b) for a, b in zip(new, state, strict=True)))
+        return state
+
     def step(self, state: _State) -> tuple[_State]:
         """One iteration: one product, and one more where the residual is measured."""
         p, b = state.direction, self._b
@@ -275,12 +230,12 @@ class _Run:
         norm = _norm(r)
         # The recursion drifts from the truth: what it calls converged is checked, and so is a long wait.
         claims = (norm <= self._tolerance) & ~bad
-        waited = (iteration - state.settled >= self._solver.patience) & ~bad
-        r, norm, gap = tf.cond(
-            claims | waited,
-            lambda: _verified(b - self._multiply(x), r, claims),
-            lambda: (r, norm, tf.zeros_like(norm)),
-        )
+        waited, gap = tf.constant(False), tf.zeros_like(norm)
+        if self._measures:
+            waited = (iteration - state.settled >= self._solver.patience) & ~bad
+            r, norm, gap = tf.cond(
+                claims | waited, lambda: _verified(b - self._multiply(x), r, claims), lambda: (r, norm, gap)
+            )
         lost = (claims | waited) & (gap >= state.least_residual)
         z = self._precondition(r)
         inner = _dot(r, z)
@@ -331,8 +286,12 @@ class _Run:
         _, damping, _ = undamped(self._operator)
         # Where nothing is finite there is no best iterate either.
         unusable = (state.reason == int(StopReason.NOT_FINITE)) & ~tf.math.is_finite(scale)
+        reason = state.reason
+        if not self._measures:
+            # What the recursion calls converged was not looked at yet.
+            reason = tf.where(tf.equal(reason, int(StopReason.CONVERGED)), int(StopReason.STAGNATION), reason)
         # The recursion may have missed it.
-        reason = tf.where(residual <= self._tolerance, int(StopReason.CONVERGED), state.reason)
+        reason = tf.where(residual <= self._tolerance, int(StopReason.CONVERGED), reason)
         value = tf.where(unusable, b * tf.constant(float("nan"), b.dtype), state.best_x)
         numbers = (
             state.iteration,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.layers import CAUSE
@@ -148,7 +148,7 @@ class Gram(Algorithm):
         image, whole = None, None
         if rhs.rest is not None and not static:
             # `A rest`, and the squared norm of a gradient that is not in the range of A^T alone: without damping only.
-            image, whole = tf.cond(
+            image, whole = _replicas.cond(
                 damping > 0,
                 lambda: (tf.zeros_like(u), tf.zeros([], gram.dtype)),
                 lambda: (base.factor_product(rhs.rest), tf.reduce_sum(tf.square(_gradient(base, rhs)))),

@@ -107,6 +107,49 @@ class LineSearch:
         )
         return StepReport.of(scale, trial, start, backtracks, holds)
 
+    def search_at_once(
+        self,
+        trials: Callable[[tf.Tensor, tf.Tensor], Trial],
+        start: tf.Tensor,
+        go_on: tf.Tensor,
+        max_kl: TensorLike | None = None,
+    ) -> StepReport:
+        """Searches like `search`, where a trial is a sum over replicas, which no loop may contain.
+
+        The whole step is tried first; where it fails, all shorter ones are tried at once.
+
+        >>> import tensorflow as tf
+        >>> from tf_natgrad.steps import Trial
+        >>> def trials(scales, wanted):  # the parabola w^2, from w = 4 to 4 - 10 scale
+        ...     return Trial(tf.square(4.0 - 10.0 * scales), tf.zeros_like(scales), 8.0 * scales)
+        >>> report = LineSearch(shrink=0.5).search_at_once(trials, tf.constant(16.0), tf.constant(True))
+        >>> float(report.scale), int(report.backtracks)
+        (0.5, 1)
+
+        Args:
+            trials: computes the trials of scales `[k]` where a condition holds; where not, anything.
+            start: the loss before the step.
+            go_on: whether there is anything to search.
+            max_kl: the largest KL divergence, in nats, or `None` for no limit.
+
+        Returns:
+            A `StepReport`.
+        """
+        scales = [tf.ones([], start.dtype)]
+        for _ in range(self.max_backtracks):
+            scales.append(scales[-1] * self.shrink)
+        tried, found = [], tf.constant(False)
+        for some in (scales[:1], scales[1:]):
+            if some:
+                tried.append(Trial(*(tf.cast(v, start.dtype) for v in trials(tf.stack(some), go_on & ~found))))
+                found |= tf.reduce_any(self._holds(tried[-1], start, max_kl))
+        every = Trial(*(tf.concat(values, 0) for values in zip(*tried, strict=True)))
+        # Shorter steps count only where the whole one failed; they were not computed elsewhere.
+        holds = self._holds(every, start, max_kl)
+        last = tf.where(found, tf.argmax(holds, output_type=tf.int32), len(scales) - 1)
+        trial = Trial(*(values[last] for values in every))
+        return StepReport.of(tf.stack(scales)[last], trial, start, last, found)
+
     def run(
         self,
         objective: Objective,

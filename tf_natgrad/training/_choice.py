@@ -79,7 +79,7 @@ class Undecided(keras.optimizers.Optimizer):
 
         What a checkpoint says; else the Fisher of the batch where numbers that belong to it were given, or anything.
         """
-        code = int(self._code) if self._state is None else int(self._state[self._key_of_code()])
+        code = int(self._code.numpy()) if self._state is None else int(self._state[self._key_of_code()])
         if code:
             return (tuple(CHOICES)[code - 1],)
         config = self.get_config()

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tf_natgrad import _checks
 from tf_natgrad._files import CsvFile
@@ -115,7 +116,7 @@ class StepLogger(keras.callbacks.Callback):
         """Stores the time and the learning rate, which a schedule changes with the step."""
         self._batch = batch
         self._optimizer = natural_gradient_optimizer(self.model) or self.model.optimizer
-        self._rate = float(self._optimizer.learning_rate)
+        self._rate = float(tf.convert_to_tensor(self._optimizer.learning_rate).numpy())
         self._start = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

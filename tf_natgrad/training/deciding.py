@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 import keras
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.costs import Way
@@ -41,7 +41,8 @@ def plan_step_of(
         ValueError: if the batch does not fit, or `solver` is `Gram` and cannot be used.
     """
     given = {"training": True, "damping": natural.damping.value, "variables": variables}
-    if not isinstance(natural.solver, Auto):
+    # Several replicas would have to choose alike, each by the clock of its own machine: they take the exact step.
+    if not isinstance(natural.solver, Auto) or _replicas.several():
         return plan_solver(model, loss, data, solver=natural.solver, kind=natural.fisher, **given)
     allowed = natural.choices if natural.is_undecided else (natural.fisher,)
 

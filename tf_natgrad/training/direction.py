@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike
 from tf_natgrad.operators import CurvatureOperator, Damped, FactoredRhs, Fisher, Penalty
@@ -63,6 +63,7 @@ class BatchDirection(NamedTuple):
         state: of a preconditioner after the batch, or `None`.
         damping: with which it was computed, where that is not the optimizer's own, or `None`.
         shrink: the factor by which a limit of the KL divergence shortened the direction already, or `None`.
+        is_summed: whether `value` is, but for what all replicas have, a sum over them.
     """
 
     value: tf.Tensor
@@ -73,6 +74,16 @@ class BatchDirection(NamedTuple):
     state: Any = None
     damping: tf.Tensor | None = None
     shrink: tf.Tensor | None = None
+    is_summed: bool = False
+
+    def agreed(self) -> BatchDirection:
+        """Returns the direction of the first replica: each has solved the same system, with rounding of its own."""
+        if not _replicas.several():
+            return self
+        # The exact direction by the Gram matrix is a sum over the replicas already.
+        names = ["model", "damping", "shrink", *([] if self.is_summed else ["parts"])]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return self._replace(**_replicas.of_first(given))
 
 
 def batch_direction(
@@ -139,7 +150,8 @@ def batch_direction(
     slope = whole + damping * tf.reduce_sum(tf.square(d)) + tf.cast(getattr(info, "residual_product", 0.0), d.dtype)
     if settings.shift is not None:
         slope -= damping * tf.reduce_sum(settings.shift * d)
-    return BatchDirection(d, fisher.flat_parameters.unflatten(d), info, fisher, QuadraticModel(slope, form, whole))
+    quadratic, parts = QuadraticModel(slope, form, whole), fisher.flat_parameters.unflatten(d)
+    return BatchDirection(d, parts, info, fisher, quadratic, is_summed=isinstance(info, GramInfo))
 
 
 def _without_shift(rhs: FactoredRhs, operator: CurvatureOperator) -> FactoredRhs:

@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _keras
+from tf_natgrad import _checks, _keras, _replicas
 from tf_natgrad._conditions import judge
 from tf_natgrad.linearize import ensure_built
 from tf_natgrad.solvers import Planned
 from tf_natgrad.training._beside import without_loss_scale
+from tf_natgrad.training._replicated import REFUSED, refusal_of
+from tf_natgrad.training._replicated_function import ReplicatedFunction, check_replicated
 from tf_natgrad.training.deciding import plan_step_of
 from tf_natgrad.training.objective import likelihood_of_model
 from tf_natgrad.training.optimizer import NaturalGradient
@@ -22,7 +24,7 @@ from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refus
 from tf_natgrad.training.train_function import TrainFunction
 
 
-class NaturalGradientMixin:
+class NaturalGradientMixin(_keras.UnderStrategies):
     """Gives a Keras model class the training step of natural gradient descent.
 
     Put it before the Keras class. With a `NaturalGradient` optimizer `fit`, `train_on_batch` and the like take
@@ -80,7 +82,6 @@ class NaturalGradientMixin:
         natural = natural_gradient_optimizer(self)
         if natural is None:
             return super().train_step(data)
-        _refuse_replicas(self)
         data = Data(*keras.utils.unpack_x_y_sample_weight(data))
         if data.y is None:
             raise ValueError(_checks.message("y", "None", "labels", "Pass them to `fit` beside the inputs."))
@@ -95,6 +96,8 @@ class NaturalGradientMixin:
         update(plan, verdict)
         beside.settle(verdict.accepted)
         logs = {**logs_of(plan, verdict), **self._metrics_after(plan, verdict)}
+        if _replicas.several():
+            return logs | {REFUSED: refusal_of(refusals_of(plan, verdict))}
         # An assertion that fails ends the graph: it comes after all that is to be as the step left it.
         settled = [tf.convert_to_tensor(v.value) for v in (*self.variables, *self.optimizer.variables)]
         with tf.control_dependencies([*tf.nest.flatten(logs), *settled]):
@@ -171,7 +174,14 @@ class NaturalGradientMixin:
             super().make_train_function(force)
             return None
 
-        self._build_preconditioner()
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync > 1:
+            check_replicated(self, natural, strategy)
+        with strategy.scope():
+            # Variables cannot be made while a step is traced in the replicas.
+            if strategy.num_replicas_in_sync > 1 and self.built and not self.optimizer.built:
+                self.optimizer.build(self.trainable_variables)
+            self._build_preconditioner()
 
         def keras_function() -> Callable:
             own = self.train_function
@@ -181,13 +191,13 @@ class NaturalGradientMixin:
 
         as_given = type(self).train_step is NaturalGradientMixin.train_step
         plan = self._plan_solver if as_given else None
-        self.train_function = TrainFunction(self, natural, keras_function, plan)
+        function = TrainFunction if strategy.num_replicas_in_sync == 1 else ReplicatedFunction
+        self.train_function = function(self, natural, keras_function, plan)
         return None
 
     def _plan_solver(self, data: tuple) -> tuple[Planned | None, bool]:
         """The solver for batches like this one, and whether that was checked; `None` for a preconditioner."""
         natural = natural_gradient_optimizer(self)
-        _refuse_replicas(self)
         x, y, sample_weight = data
         ensure_built(self, x)
         variables = self._natural_variables(natural)
@@ -293,20 +303,6 @@ def _refuse_parts(model: keras.Model, variables: list[keras.Variable]) -> None:
                 "None, for layers that behave otherwise in training",
                 "Each product calls the model again, where dropout and BatchNormalization would not give a matrix; "
                 "leave out these layers (BatchNormalization may be frozen), or use a smaller batch.",
-            )
-        )
-
-
-def _refuse_replicas(model: keras.Model) -> None:
-    # Outside of the strategy's scope only the model knows.
-    replicas = max(s.num_replicas_in_sync for s in (tf.distribute.get_strategy(), model.distribute_strategy))
-    if replicas > 1:
-        raise ValueError(
-            _checks.message(
-                "strategy",
-                f"{replicas} replicas",
-                "one",
-                "The Fisher of the whole batch is not the mean of the replicas' directions; train on one device.",
             )
         )
 

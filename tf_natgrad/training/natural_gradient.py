@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions, _keras
+from tf_natgrad import _checks, _conditions, _keras, _replicas
 from tf_natgrad._typing import LossLike, TensorLike, plain_python
 from tf_natgrad.distributions import Distribution, Likelihood, likelihood_of
 from tf_natgrad.distributions.joint import JointLikelihood
@@ -90,6 +90,10 @@ def natural_gradient(
         settings = DirectionSettings(solver, damping, training)
         result = batch_direction(model, loss, (x, y, sample_weight), settings)
         return result.value, result.info
+    if _replicas.several():
+        received, expected = f"eager code of one of {_replicas.count()} replicas", "a graph of all of them"
+        remedy = "Put `strategy.run` into a `tf.function`."
+        raise ValueError(_checks.message("natural_gradient", received, expected, remedy))
     likelihood = likelihood_of(loss).for_model(model)
     several = isinstance(likelihood, JointLikelihood)
     if y is None:

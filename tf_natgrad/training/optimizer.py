@@ -32,7 +32,7 @@ from tf_natgrad.training._options import (
 
 
 @keras.saving.register_keras_serializable(package="tf_natgrad")
-class NaturalGradient(_keras.SeparateWeightDecay, Undecided):
+class NaturalGradient(_keras.SeparateWeightDecay, _keras.SameOnAllReplicas, Undecided):
     """Natural gradient descent: `theta <- theta - learning_rate * (F + damping I)^-1 g`.
 
     `F` is the exact Fisher of the batch and `g` its gradient. The direction couples all weights, so it is formed by
@@ -59,8 +59,8 @@ class NaturalGradient(_keras.SeparateWeightDecay, Undecided):
         solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`. `"auto"` is the
             most exact one whose step takes at most `budget` gradients, or the cheapest; `ng.explain` shows them all.
         fisher: `"auto"`, which is decided at the first batch by what a step would cost: `"exact"` where it is within
-            the budget, else `"kfac"`. It is `"exact"` where a solver, a rate, a damping or another number that belongs
-            to it is given. `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its
+            the budget, else `"kfac"`. It is `"exact"` on several replicas, and where a solver, a rate, a damping or another
+            number that belongs to it is given. `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its
             positions) is drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever
             the number of outputs and positions: each example is one row, summed over its positions. The direction is
             scaled to the minimum of the damped quadratic model with the exact Fisher, which takes one more product with
@@ -317,12 +317,12 @@ class NaturalGradient(_keras.SeparateWeightDecay, Undecided):
         What was left to the recipe, and not changed since, is `"auto"` again.
         """
         config = super().get_config() | {
-            "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping),
+            "damping": dataclasses.asdict(self.adaptation) if self.adaptation else float(self._damping.numpy()),
             "solver": to_config(self.solver),
             "fisher": self._fisher_config(),
             "momentum": "optimal" if self.combines_directions else _number(self._momentum),
             "warm_start": _number(self._warm_start),
-            "max_kl": None if self._max_kl is None else float(self._max_kl),
+            "max_kl": None if self._max_kl is None else float(self._max_kl.numpy()),
             "line_search": dataclasses.asdict(self.line_search) if self.line_search else None,
             "micro_batch_size": self.micro_batch_size,
             "budget": self.budget,
@@ -337,7 +337,7 @@ class NaturalGradient(_keras.SeparateWeightDecay, Undecided):
 
 
 def _number(variable: keras.Variable | None) -> float:
-    return 0.0 if variable is None else float(variable)
+    return 0.0 if variable is None else float(variable.numpy())
 
 
 __all__ = ["NaturalGradient"]

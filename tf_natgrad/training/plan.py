@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _conditions, _keras
+from tf_natgrad import _conditions, _keras, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad.distributions import Likelihood
 from tf_natgrad.linearize import call_model
@@ -41,7 +41,8 @@ class Plan:
         direction: of the batch.
         outputs: of the model, before the step.
         damping: with which the direction was solved for.
-        loss: of the batch before the step, penalties included; NaN where the batch is refused.
+        loss: of the batch before the step, penalties included; NaN where the batch is refused. In a replica of several
+            that of its own examples.
         start: the loss from which a decrease is measured: `loss`, after weight decay where that comes first.
         steps: for each variable of the optimizer, its part of the direction, shortened to `max_kl` and clipped.
         gradients: with their variables, where other optimizers have them.
@@ -128,6 +129,7 @@ def plan_step(
         else:
             preconditioned = _preconditioned(natural, variables, damping, rate)
             direction = preconditioned_direction(model, likelihood, data, preconditioned, conditions)
+        direction = direction.agreed()
         outputs = _look(model, likelihood, data, conditions) if in_parts else direction.fisher.outputs
     except BaseException:
         if tf.executing_eagerly():
@@ -161,7 +163,7 @@ def plan_step(
         conditions=conditions,
         statistics=(statistics, before),
     )
-    if plan.decays_first:
+    if plan.decays_first and not _replicas.several():
         plan.start = _unless_refused(usable, loss.dtype, lambda: trial_loss(plan, tf.zeros([], loss.dtype))[0])
     return plan
 
@@ -231,13 +233,15 @@ def _loss(model: Any, data: Data, outputs: Any, training: bool, usable: tf.Tenso
     """Keras's loss of a batch, or NaN for one on which it would fail in words of its own."""
     first = tf.nest.flatten(outputs)[0].dtype
     dtype = tf.float32 if first in (tf.float16, tf.bfloat16) else first
-    return _unless_refused(
+    loss = _unless_refused(
         usable,
         dtype,
         lambda: model.compute_loss(
             x=data.x, y=data.y, y_pred=outputs, sample_weight=data.sample_weight, training=training
         ),
     )
+    # Keras divides it by the number of replicas.
+    return loss * _replicas.count() if _replicas.several() else loss
 
 
 def _unless_refused(usable: tf.Tensor, dtype: tf.DType, function: Callable[[], tf.Tensor]) -> tf.Tensor:
@@ -256,6 +260,8 @@ def _gradients_beside(model: Any, direction: BatchDirection, y: Any) -> list[tup
     gradients = direction.fisher.plain_gradient(y, others)
     penalty = penalty_gradient(FlatParameters(others))
     if penalty is not None:
+        # Keras adds up the gradients of all replicas.
+        penalty /= _replicas.count()
         gradients = [g + p for g, p in zip(gradients, FlatParameters(others).unflatten(penalty), strict=True)]
     return list(zip(gradients, others, strict=True))
 
@@ -270,21 +276,34 @@ def trial_loss(plan: Plan, scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
     Returns:
         The loss, and the outputs.
     """
-    batch = plan.direction.fisher.batch_or_none
-    training = batch is not None
-    weights = {id(v): (v, tf.convert_to_tensor(v.value)) for v in plan.model.trainable_variables}
-    for variable, step in zip(plan.variables, plan.steps, strict=True):
-        weights[id(variable)] = (variable, _candidate(plan, variable, step, scale))
-    state = list(weights.values())
-    if training:
-        state += [(v, value) for v, value in batch.snapshot if id(v) not in weights]
+    training = plan.direction.fisher.batch_or_none is not None
     # Regularisers read their variables from the scope.
-    with keras.StatelessScope(state_mapping=state):
+    with keras.StatelessScope(state_mapping=trial_state(plan, scale)):
         outputs = call_model(plan.model, plan.data.x, training)
         loss = plan.model.compute_loss(
             x=plan.data.x, y=plan.data.y, y_pred=outputs, sample_weight=plan.data.sample_weight, training=training
         )
     return loss, outputs
+
+
+def trial_state(plan: Plan, scale: tf.Tensor) -> list[tuple[keras.Variable, tf.Tensor]]:
+    """Computes the variables of the model at a multiple of the step, for a call without effects.
+
+    Args:
+        plan: the step.
+        scale: the multiple of it, a scalar.
+
+    Returns:
+        Variables with their values: weights as the update will have them, seeds and statistics as before the pass.
+    """
+    batch = plan.direction.fisher.batch_or_none
+    weights = {id(v): (v, tf.convert_to_tensor(v.value)) for v in plan.model.trainable_variables}
+    for variable, step in zip(plan.variables, plan.steps, strict=True):
+        weights[id(variable)] = (variable, _candidate(plan, variable, step, scale))
+    state = list(weights.values())
+    if batch is not None:
+        state += [(v, value) for v, value in batch.snapshot if id(v) not in weights]
+    return state
 
 
 def _candidate(plan: Plan, variable: keras.Variable, step: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
@@ -297,4 +316,4 @@ def _candidate(plan: Plan, variable: keras.Variable, step: tf.Tensor, scale: tf.
     return value if variable.constraint is None else tf.cast(variable.constraint(value), value.dtype)
 
 
-__all__ = ["Data", "Plan", "plan_step", "trial_loss"]
+__all__ = ["Data", "Plan", "plan_step", "trial_loss", "trial_state"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks
+from tf_natgrad import _checks, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.operators import Fisher
@@ -87,8 +87,8 @@ def preconditioned_direction(
     found = settings.preconditioner.precondition(fisher, data[1], settings.damping, settings.seed, settings.relative)
     conditions += found.conditions
     examples = fisher.batch.linearization.outputs.shape[0]
-    if settings.scales and examples is not None and examples < _FEW:
-        _checks.log_once(_FITS_NOISE.format(examples), key=_FITS_NOISE)
+    if settings.scales and examples is not None and examples * _replicas.count() < _FEW:
+        _checks.log_once(_FITS_NOISE.format(examples * _replicas.count()), key=_FITS_NOISE)
     parts, slope, flat = found.direction, found.slope, fisher.flat_parameters
     made = {"info": found.info, "fisher": fisher, "state": found.state, "damping": found.damping}
     if not settings.scales and not settings.needs_model:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions, _keras
+from tf_natgrad import _checks, _conditions, _keras, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.steps import StepReport, Trial, accept
 from tf_natgrad.training._beside import apply_beside, without_loss_scale
+from tf_natgrad.training._replicated import judge_together
 from tf_natgrad.training.plan import Data, Plan, trial_loss
 
 NOT_FINITE = (
@@ -80,6 +81,10 @@ def judge_step(plan: Plan) -> Verdict:
     """
     finite = _conditions.is_finite(plan.loss, plan.rate, *plan.steps, *(g for g, _ in plan.gradients))
     sound = _conditions.all_hold(plan.conditions) & finite
+    if _replicas.several():
+        (sound,) = _replicas.hold([sound])
+        report = judge_together(plan, sound)
+        return Verdict(sound, sound if report is None else sound & report.accepted, report)
     if not plan.searches and plan.natural.adaptation is None:
         return Verdict(sound, sound, None)
     start = plan.start

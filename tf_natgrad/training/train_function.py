@@ -96,11 +96,18 @@ class TrainFunction:
             logs = self._planned_steps(iterator) if self._chooses else self._step(iterator)
         if self._counts and int(natural.skipped_steps) > before:
             raise NonFiniteError(NOT_FINITE)
-        # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
-        if natural.line_search is None and logs["kl"] > _FAR:
-            _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
+        return self._reported(logs)
+
+    def _reported(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """The logs for Keras, after a step."""
+        self._warn_of_far_steps(logs)
         self.last_logs = logs
         return self.means.after(logs)
+
+    def _warn_of_far_steps(self, logs: dict[str, Any]) -> None:
+        # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
+        if self._natural.line_search is None and logs["kl"] > _FAR:
+            _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
 
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:
         if self._needs_no_look(iterator):
@@ -111,7 +118,7 @@ class TrainFunction:
                 # This batch is gone with the graph that drew it: it was counted as one that was left out.
                 self._do_without_gram(error)
                 return self._step(iterator)
-        batches = [_without_optionals(b) for b in itertools.islice(iterator, self._model.steps_per_execution)]
+        batches = [without_optionals(b) for b in itertools.islice(iterator, self._model.steps_per_execution)]
         if not batches:
             raise StopIteration
         for batch in batches:
@@ -231,9 +238,16 @@ def _tensors_of(batch: Any) -> list[Any]:
     return [t for t in tf.nest.flatten(batch) if t is not None]
 
 
-def _without_optionals(batch: Any) -> Any:
-    """`None` for what a data set gives as an empty optional, as Keras has it."""
+def without_optionals(batch: Any) -> Any:
+    """Replaces what a data set gives as an empty optional by `None`, as Keras does.
+
+    Args:
+        batch: a structure.
+
+    Returns:
+        The same structure.
+    """
     return tf.nest.map_structure(lambda t: None if isinstance(t, tf.experimental.Optional) else t, batch)
 
 
-__all__ = ["TrainFunction"]
+__all__ = ["TrainFunction", "without_optionals"]

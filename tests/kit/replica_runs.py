@@ -1,0 +1,275 @@
+"""Short trainings on one device and on several replicas, in a process of their own: `python replica_runs.py 2 gram cg`.
+
+Logical devices are made before TensorFlow starts; with `worker` for their number the process is the worker that
+`TF_CONFIG` says. It prints a line of JSON for each case.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, regularizers
+
+import tf_natgrad as ng
+
+# Three batches an epoch of 12, 12 and 2 examples: of the last one two of four replicas have none.
+EXAMPLES, BATCH, FEATURES, CLASSES = 26, 12, 4, 3
+
+
+def plain(**options):
+    return ng.NaturalGradient(**{"learning_rate": 0.5, "damping": 0.1, "max_kl": None, "line_search": None} | options)
+
+
+def stack(**options):
+    return [layers.Dense(5, activation="tanh", **options), layers.Dense(CLASSES, **options)]
+
+
+def with_adam():
+    beside = {".*head/.*": keras.optimizers.Adam(0.05)}
+    return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(plain(), beside))
+
+
+def named():
+    return [layers.Dense(5, activation="tanh"), layers.Dense(CLASSES, name="head")]
+
+
+def convolutional():
+    return [
+        layers.Reshape((2, 2, 1)),
+        layers.Conv2D(2, 2, padding="same", activation="tanh"),
+        layers.LayerNormalization(),
+        layers.Flatten(),
+        layers.Dense(CLASSES),
+    ]
+
+
+def two_heads():
+    inputs = keras.Input((FEATURES,))
+    inner = layers.Dense(5, activation="tanh")(inputs)
+    return ng.NaturalGradientModel(inputs, [layers.Dense(CLASSES, name="a")(inner), layers.Dense(2, name="b")(inner)])
+
+
+def words():
+    inputs = keras.Input((5,), dtype="int64")
+    inner = layers.Embedding(7, 4, mask_zero=True)(inputs)
+    return ng.NaturalGradientModel(inputs, layers.Dense(CLASSES)(inner))
+
+
+def sparse():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+CG = ng.solvers.ConjugateGradient(max_iterations=8, rtol=1e-14)
+# Optimizer, layers or model, and which data.
+CASES = {
+    "gram": (lambda: plain(solver="gram"), stack, {}),
+    "auto": (plain, stack, {}),
+    "weighted": (lambda: plain(solver="gram"), stack, {"weighted": True}),
+    "l2": (lambda: plain(solver="gram"), lambda: stack(kernel_regularizer=regularizers.L2(0.01)), {}),
+    "beside": (with_adam, named, {}),
+    "layers": (lambda: plain(solver="gram"), convolutional, {}),
+    "regression": (lambda: plain(solver="gram"), stack, {"loss": "mse"}),
+    "search": (lambda: ng.NaturalGradient(solver="gram"), stack, {}),
+    "decay": (lambda: ng.NaturalGradient(2.0, solver="gram", weight_decay=0.01, max_kl=None), stack, {}),
+    "cg": (lambda: plain(solver=CG), stack, {}),
+    "kfac_cg": (lambda: plain(solver=dataclasses.replace(CG, preconditioner="kfac")), stack, {}),
+    "svd": (lambda: plain(solver="svd"), stack, {}),
+    "mc": (lambda: plain(solver="gram", fisher="mc"), stack, {}),
+    "kfac": (lambda: ng.NaturalGradient(fisher=ng.KFAC(update_every=2, invert_every=4)), stack, {}),
+    "kfac_fixed": (lambda: ng.NaturalGradient(fisher=ng.KFAC("fixed", update_every=3)), convolutional, {}),
+    "ekfac": (lambda: ng.NaturalGradient(fisher=ng.EKFAC(update_every=2, invert_every=4)), stack, {}),
+    "several": (lambda: plain(solver="gram"), two_heads, {"loss": "two"}),
+    "masked": (lambda: plain(solver="gram"), words, {"loss": "words"}),
+    "momentum": (lambda: plain(solver="gram", momentum=0.5), stack, {}),
+}
+
+
+def data(loss=None, weighted=False, spoilt=None):
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(EXAMPLES, FEATURES)), rng.integers(0, CLASSES, EXAMPLES)
+    weights = rng.uniform(0.0, 2.0, EXAMPLES) if weighted else None
+    if loss == "mse":
+        y = rng.normal(size=(EXAMPLES, CLASSES))
+    elif loss == "two":
+        y = [y, rng.normal(size=(EXAMPLES, 2))]
+    elif loss == "words":
+        # The replicas have different numbers of positions that count.
+        x, y = rng.integers(0, 7, (EXAMPLES, 5)), rng.integers(0, CLASSES, (EXAMPLES, 5))
+    # In the second batch, on the last replica alone.
+    if spoilt == "x":
+        x[2 * BATCH - 1, 0] = np.nan
+    elif spoilt == "y":
+        y[2 * BATCH - 1] = CLASSES
+    return x, y, weights
+
+
+def compiled(case, strategy, **options):
+    optimizer, network, given = CASES[case]
+    losses = {None: sparse(), "words": sparse(), "mse": "mse", "two": [sparse(), "mse"]}
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = network()
+        if isinstance(model, list):
+            model = ng.NaturalGradientSequential([keras.Input((FEATURES,)), *model])
+        model.compile(optimizer(), losses[given.get("loss")], **options)
+    return model
+
+
+def fitted(model, x, y, weights, epochs=4):
+    fit = {"batch_size": BATCH, "epochs": epochs, "shuffle": False, "verbose": 0}
+    return model.fit(x, y, sample_weight=weights, **fit).history
+
+
+def on_each(model, strategy):
+    """The weights of each replica, flat."""
+    values = [strategy.experimental_local_results(v.value) for v in model.trainable_variables]
+    return [np.concatenate([np.ravel(v.numpy()) for v in replica]) for replica in zip(*values, strict=True)]
+
+
+def compared(case, strategy):
+    """How far training on replicas is from training on one device, and whether the replicas agree."""
+    given = data(**CASES[case][2])
+    one = compiled(case, tf.distribute.get_strategy())
+    expected = fitted(one, *given)
+    (alone,) = on_each(one, tf.distribute.get_strategy())
+    model = compiled(case, strategy)
+    history, each = fitted(model, *given), on_each(model, strategy)
+    logs = {name: np.max(np.abs(np.subtract(history[name], values))) for name, values in expected.items()}
+    return {
+        "difference": float(np.max(np.abs(each[0] - alone)) / np.max(np.abs(alone))),
+        "weights": hashlib.sha256(each[0].tobytes()).hexdigest(),
+        "equal": all(each[0].tobytes() == other.tobytes() for other in each),
+        "logs": {name: float(value) for name, value in logs.items()},
+        "names": sorted(history) == sorted(expected),
+    }
+
+
+def spoilt(which, strategy):
+    """What becomes of a batch that is spoilt on one replica: the error, the weights, the number of steps left out."""
+    found = []
+    for on in (tf.distribute.get_strategy(), strategy):
+        model = compiled("gram", on)
+        model.optimizer.on_nonfinite = "skip" if which == "skipped" else "raise"
+        error = ""
+        try:
+            fitted(model, *data(spoilt="x" if which == "skipped" else which), epochs=1)
+        except ValueError as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        each = on_each(model, on)
+        left_out = int(model.optimizer.skipped_steps.numpy())
+        found.append((error, each[0], left_out, [each[0].tobytes() == other.tobytes() for other in each]))
+    (one, alone, left_out, _), (several, weights, of_replicas, equal) = found
+    return {
+        "errors": [one, several],
+        "difference": float(np.max(np.abs(weights - alone))),
+        "left_out": [left_out, of_replicas],
+        "equal": all(equal),
+    }
+
+
+def refused(which, strategy):
+    """The refusal of what does not go with several replicas."""
+    try:
+        if which == "outside":
+            made = compiled("gram", tf.distribute.get_strategy())
+            with strategy.scope():
+                made.compile(plain(), "mse")
+                fitted(made, *data("mse"))
+        elif which == "eager":
+            fitted(compiled("gram", strategy, run_eagerly=True), *data())
+        else:
+            model = compiled("gram", strategy)
+            with strategy.scope():
+                options = {"cg": {"solver": "cg"}, "parts": {"micro_batch_size": 4}}[which]
+                model.compile(plain(**options), sparse())
+            fitted(model, *data())
+    except ValueError as error:
+        return {"errors": [str(error)]}
+    return {"errors": []}
+
+
+def stateful(which, strategy):
+    """Layers with a state, and metrics: the replicas stay together, and the logs are those of stock Keras."""
+    del which
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        inner = [layers.Dense(6), layers.BatchNormalization(), layers.Dropout(0.2), layers.Dense(CLASSES)]
+        model = ng.NaturalGradientSequential([keras.Input((FEATURES,)), *inner])
+        loss = sparse()
+        model.compile(ng.NaturalGradient(fisher=ng.KFAC("fixed", update_every=1)), loss, metrics=["accuracy"])
+    x, y, _ = data()
+    history = model.fit(x, y, batch_size=BATCH, epochs=2, verbose=0, validation_data=(x, y)).history
+    each = on_each(model, strategy)
+    return {
+        "equal": all(each[0].tobytes() == other.tobytes() for other in each),
+        "finite": bool(np.all(np.isfinite(each[0]))),
+        "logs": sorted(history),
+        "moved": float(np.max(np.abs(model.layers[1].moving_mean.numpy()))),
+    }
+
+
+def single(steps, strategy):
+    """Steps in single precision, one an epoch."""
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    x, y, _ = data()
+    x, y = x[:BATCH].astype("float32"), y[:BATCH]
+    models = [compiled("gram", on) for on in (tf.distribute.get_strategy(), strategy)]
+    for model in models:
+        fitted(model, x, y, None, epochs=int(steps))
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    (alone,), each = on_each(models[0], tf.distribute.get_strategy()), on_each(models[1], strategy)
+    return {
+        "difference": float(np.max(np.abs(each[0] - alone)) / np.max(np.abs(alone))),
+        "equal": all(each[0].tobytes() == other.tobytes() for other in each),
+    }
+
+
+def inference(which, strategy):
+    """`evaluate` and `predict` on several workers, and what stock Keras says to `fit` there."""
+    del which
+    model = compiled("gram", strategy)
+    x, y, _ = data()
+    stock = ""
+    with strategy.scope():
+        plain_keras = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(CLASSES)])
+        plain_keras.compile("sgd", sparse())
+    try:
+        plain_keras.fit(x, y, batch_size=BATCH, verbose=0)
+    except Exception as error:
+        stock = type(error).__name__
+    loss = sparse()
+    return {
+        "loss": float(model.evaluate(x, y, batch_size=BATCH, verbose=0)),
+        "expected": float(loss(y, model(x))),
+        "shape": list(model.predict(x, batch_size=BATCH, verbose=0).shape),
+        "stock": stock,
+    }
+
+
+KINDS = {"spoilt": spoilt, "refused": refused, "stateful": stateful, "single": single, "inference": inference}
+
+
+def main(replicas, *cases):
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    # A second strategy would take the numbers of the first one's exchanges for its own.
+    if replicas == "worker":
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    else:
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(replicas))
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{k}" for k in range(int(replicas))])
+    keras.config.set_floatx("float64")
+    for case in cases or CASES:
+        kind, _, which = case.partition(":")
+        found = KINDS[kind](which, strategy) if kind in KINDS else compared(case, strategy)
+        sys.stdout.write(json.dumps({"case": case} | found) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -14,7 +14,7 @@ from tf_natgrad import _checks, _replicas
 from tf_natgrad.layers._matrix import MatrixShape
 from tf_natgrad.layers._products import products
 from tf_natgrad.layers.rows import Rows
-from tf_natgrad.layers.work import Work, product_of_rows
+from tf_natgrad.layers.work import Work, gradients_of_weights, positions_of
 from tf_natgrad.parameters import FlatParameters
 
 T = TypeVar("T")
@@ -201,9 +201,7 @@ class Rule(abc.ABC):
         """
 
     def gram_work(self, calls: Sequence[LayerCall], columns: int, examples: int, itemsize: int) -> Work:
-        """Estimates what `summarise` and `gram` cost, from shapes alone.
-
-        By default that of per-example gradients of the weights, which are formed by one product of matrices.
+        """Estimates what `summarise` and `gram` cost: by default, per-example gradients of the weights, formed at once.
 
         Args:
             calls: every call of the layer within one forward pass of the model.
@@ -215,16 +213,8 @@ class Rule(abc.ABC):
             A `Work`.
         """
         size = sum(v.shape.num_elements() for v in calls[0].layer.trainable_variables)
-        rows, positions = columns * examples, sum(map(positions_of, calls))
-        numbers = rows * size
-        formed = Work(2.0 * numbers * positions, 2.0 * itemsize * numbers, 30)
-        inputs = Work(bytes=3.0 * itemsize * examples * positions * size / max(1, calls[0].output.shape[-1] or 1))
-        return formed.plus(inputs, product_of_rows(rows, size, itemsize))
-
-
-def positions_of(call: LayerCall) -> int:
-    """Returns how many times a call uses each weight for one example: the positions of its output."""
-    return call.output.shape[1:-1].num_elements() or 1
+        units = max(1, calls[0].output.shape[-1] or 1)
+        return gradients_of_weights(size, columns * examples, examples, sum(map(positions_of, calls)), units, itemsize)
 
 
 class WeightGradientRule(Rule):
@@ -303,18 +293,6 @@ def with_positions(tensor: tf.Tensor, batch_axes: int) -> tf.Tensor:
     return tf.reshape(tensor, tf.concat([shape[:batch_axes], middle, [tensor.shape[-1]]], 0))
 
 
-def with_ones(inputs: tf.Tensor) -> tf.Tensor:
-    """Appends a 1 to each row, which stands for the bias.
-
-    Args:
-        inputs: `[..., d]`.
-
-    Returns:
-        `[..., d + 1]`.
-    """
-    return tf.concat([inputs, tf.ones_like(inputs[..., :1])], -1)
-
-
 def sharing_variables(
     items: Iterable[T], layer_of: Callable[[T], keras.layers.Layer], flat_parameters: FlatParameters
 ) -> list[list[T]]:
@@ -359,6 +337,5 @@ __all__ = [
     "WeightGradientRule",
     "owns_exactly",
     "sharing_variables",
-    "with_ones",
     "with_positions",
 ]

@@ -49,4 +49,16 @@ class MatrixShape(NamedTuple):
         return [kernel, *bias]
 
 
-__all__ = ["MatrixShape"]
+def with_ones(inputs: tf.Tensor) -> tf.Tensor:
+    """Appends a 1 to each row, which stands for the bias.
+
+    Args:
+        inputs: `[..., d]`.
+
+    Returns:
+        `[..., d + 1]`.
+    """
+    return tf.concat([inputs, tf.ones_like(inputs[..., :1])], -1)
+
+
+__all__ = ["MatrixShape", "with_ones"]

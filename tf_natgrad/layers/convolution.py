@@ -14,11 +14,9 @@ from tf_natgrad.layers._base import (
     Squares,
     WeightGradientRule,
     owns_exactly,
-    positions_of,
-    with_ones,
 )
-from tf_natgrad.layers._matrix import MatrixShape
-from tf_natgrad.layers.work import Work, by_channels
+from tf_natgrad.layers._matrix import MatrixShape, with_ones
+from tf_natgrad.layers.work import Work, by_channels, positions_of
 
 
 class ConvolutionRule(WeightGradientRule):

@@ -15,13 +15,11 @@ from tf_natgrad.layers._base import (
     Rule,
     Scales,
     owns_exactly,
-    positions_of,
-    with_ones,
     with_positions,
 )
-from tf_natgrad.layers._matrix import MatrixShape
+from tf_natgrad.layers._matrix import MatrixShape, with_ones
 from tf_natgrad.layers._products import Part, products, sum_of_products, symmetric_product
-from tf_natgrad.layers.work import Work, product_of_rows
+from tf_natgrad.layers.work import Work, positions_of, product_of_rows
 
 
 class DenseRule(Rule):

@@ -12,13 +12,11 @@ from tf_natgrad.layers._base import (
     Squares,
     WeightGradientRule,
     owns_exactly,
-    positions_of,
-    with_ones,
     with_positions,
 )
-from tf_natgrad.layers._matrix import MatrixShape
+from tf_natgrad.layers._matrix import MatrixShape, with_ones
 from tf_natgrad.layers.convolution import patches_of
-from tf_natgrad.layers.work import Work, by_channels
+from tf_natgrad.layers.work import Work, by_channels, positions_of
 
 
 class SeparableConvolutionRule(WeightGradientRule):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Products of matrices of a few numbers each reach this part of the rate of large ones.
 _SMALL = 64.0
@@ -44,9 +44,34 @@ def product_of_rows(rows: float, columns: float, itemsize: int) -> Work:
     return Work(1.4 * size * columns, 2 * itemsize * size, 6, itemsize * rows * columns)
 
 
+def gradients_of_weights(size: int, rows: int, examples: int, positions: int, units: int, itemsize: int) -> Work:
+    """Returns what per-example gradients of a layer's weights are, formed at once, and the products of all pairs.
+
+    Args:
+        size: the number of weights.
+        rows: of the Gram matrix.
+        examples: in the batch.
+        positions: at which the weights act, for each example.
+        units: of the layer's output.
+        itemsize: bytes of a number.
+
+    Returns:
+        A `Work`.
+    """
+    numbers = rows * size
+    formed = Work(2.0 * numbers * positions, 2.0 * itemsize * numbers, 30)
+    inputs = Work(bytes=3.0 * itemsize * examples * positions * size / units)
+    return formed.plus(inputs, product_of_rows(rows, size, itemsize))
+
+
+def positions_of(call: Any) -> int:
+    """Returns how many times a layer's call uses each weight for one example: the positions of its output."""
+    return call.output.shape[1:-1].num_elements() or 1
+
+
 def by_channels(products: float) -> Work:
     """Returns what so many products of numbers are, one small product of matrices for each channel, or few of them."""
     return Work(flops=_SMALL * 2.0 * products)
 
 
-__all__ = ["Work", "by_channels", "product_of_rows"]
+__all__ = ["Work", "by_channels", "gradients_of_weights", "positions_of", "product_of_rows"]

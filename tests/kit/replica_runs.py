@@ -87,6 +87,8 @@ CASES = {
     "ekfac": (lambda: ng.NaturalGradient(fisher=ng.EKFAC(update_every=2, invert_every=4)), stack, {}),
     "several": (lambda: plain(solver="gram"), two_heads, {"loss": "two"}),
     "masked": (lambda: plain(solver="gram"), words, {"loss": "words"}),
+    # Far too long steps: many are shortened ten times, or taken back.
+    "far": (lambda: ng.NaturalGradient(30.0, solver="gram", max_kl=None), stack, {}),
     "momentum": (lambda: plain(solver="gram", momentum=0.5), stack, {}),
 }
 

@@ -22,7 +22,7 @@ GROUPS = {
     "quick": ("2", ["search", "spoilt:x"]),
     "ways": ("2", ["auto", "cg", "kfac_cg", "svd", "mc", "momentum"]),
     "factors": ("2", ["kfac", "kfac_fixed", "ekfac", "stateful:"]),
-    "losses": ("2", ["weighted", "l2", "beside", "layers", "regression", "decay", "several", "masked"]),
+    "losses": ("2", ["weighted", "l2", "beside", "layers", "regression", "decay", "several", "masked", "far"]),
     "faults": ("2", ["spoilt:y", "spoilt:skipped", *(f"refused:{w}" for w in ("cg", "parts", "eager", "outside"))]),
     "four": ("4", ["gram", "search", "mc", "kfac", "spoilt:x"]),
     "single": ("2", ["single:1", "single:10"]),
@@ -71,7 +71,7 @@ def workers():
 
 
 def tolerated(case):
-    return SEARCHED if case in ("search", "decay", "kfac", "ekfac") else FIXED
+    return SEARCHED if case in ("search", "decay", "far", "kfac", "ekfac") else FIXED
 
 
 @pytest.mark.parametrize(("group", "case"), TRAININGS)

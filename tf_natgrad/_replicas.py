@@ -64,18 +64,18 @@ def several() -> bool:
     return count() > 1
 
 
-def place(examples: tf.Tensor) -> Place | None:
+def place(batch: tf.Tensor) -> Place | None:
     """Finds where the examples of this replica are among all; `None` where there is one replica.
 
     Args:
-        examples: their number on this replica, a scalar integer.
+        batch: `[N, ...]`, something of each of them.
 
     Returns:
         A `Place`.
     """
     if not several():
         return None
-    own = tf.cast(examples, tf.int32)
+    own = tf.shape(batch)[0]
     # Integers of 32 bits are on the host, where devices do not exchange.
     sizes = tf.cast(gathered(tf.cast(own, tf.int64)[None]), tf.int32)
     return Place(tf.reduce_sum(sizes[: _number()]), own, tf.reduce_sum(sizes))

@@ -7,6 +7,9 @@ Logical devices are made before TensorFlow starts; with `worker` for their numbe
 import dataclasses
 import hashlib
 import json
+import os
+import pathlib
+import signal
 import sys
 
 import keras
@@ -84,6 +87,8 @@ CASES = {
     "ekfac": (lambda: ng.NaturalGradient(fisher=ng.EKFAC(update_every=2, invert_every=4)), stack, {}),
     "several": (lambda: plain(solver="gram"), two_heads, {"loss": "two"}),
     "masked": (lambda: plain(solver="gram"), words, {"loss": "words"}),
+    # Far too long steps: many are shortened ten times, or taken back.
+    "far": (lambda: ng.NaturalGradient(30.0, solver="gram", max_kl=None), stack, {}),
     "momentum": (lambda: plain(solver="gram", momentum=0.5), stack, {}),
 }
 
@@ -252,7 +257,61 @@ def inference(which, strategy):
     }
 
 
-KINDS = {"spoilt": spoilt, "refused": refused, "stateful": stateful, "single": single, "inference": inference}
+class Restores(keras.callbacks.BackupAndRestore):
+    """What the workers beside the chief do: they read its backup, and write none."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Nothing."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Nothing."""
+
+    def on_train_end(self, logs=None):
+        """Nothing."""
+
+
+class Dies(keras.callbacks.Callback):
+    """Ends this process, as an operator or the system would, in the middle of the second epoch of its first life."""
+
+    def __init__(self, marker):
+        super().__init__()
+        self.marker, self.steps = marker, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Counts."""
+        self.steps += 1
+        if self.steps == 5 and not os.path.exists(self.marker):
+            pathlib.Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def backup(folder, strategy):
+    """Training that is backed up each epoch by the chief; the other worker is killed once."""
+    chief = strategy.cluster_resolver.task_id == 0
+    model = compiled("search", strategy)
+    callbacks = [(keras.callbacks.BackupAndRestore if chief else Restores)(os.path.join(folder, "backup"))]
+    if not chief:
+        callbacks.append(Dies(os.path.join(folder, "died")))
+    x, y, _ = data()
+    history = model.fit(x, y, batch_size=BATCH, epochs=4, shuffle=False, verbose=0, callbacks=callbacks).history
+    one = compiled("search", tf.distribute.get_strategy())
+    fitted(one, x, y, None)
+    (alone,), (weights,) = on_each(one, tf.distribute.get_strategy()), on_each(model, strategy)
+    return {
+        "difference": float(np.max(np.abs(weights - alone)) / np.max(np.abs(alone))),
+        "weights": hashlib.sha256(weights.tobytes()).hexdigest(),
+        "epochs": len(history["loss"]),
+    }
+
+
+KINDS = {
+    "backup": backup,
+    "spoilt": spoilt,
+    "refused": refused,
+    "stateful": stateful,
+    "single": single,
+    "inference": inference,
+}
 
 
 def main(replicas, *cases):

@@ -182,6 +182,7 @@ SLOW: dict[str, list[str]] = {
         "test_single*",
         "test_workers*",
         "test_keras_still*",
+        "test_a_worker_that*",
     ],
     "training/test_separation.py": ["*"],
     "training/test_step_logger.py": ["*"],

@@ -7,6 +7,7 @@ several workers, have to be there before TensorFlow starts.
 import functools
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ GROUPS = {
     "quick": ("2", ["search", "spoilt:x"]),
     "ways": ("2", ["auto", "cg", "kfac_cg", "svd", "mc", "momentum"]),
     "factors": ("2", ["kfac", "kfac_fixed", "ekfac", "stateful:"]),
-    "losses": ("2", ["weighted", "l2", "beside", "layers", "regression", "decay", "several", "masked"]),
+    "losses": ("2", ["weighted", "l2", "beside", "layers", "regression", "decay", "several", "masked", "far"]),
     "faults": ("2", ["spoilt:y", "spoilt:skipped", *(f"refused:{w}" for w in ("cg", "parts", "eager", "outside"))]),
     "four": ("4", ["gram", "search", "mc", "kfac", "spoilt:x"]),
     "single": ("2", ["single:1", "single:10"]),
@@ -54,21 +55,23 @@ def ran(group):
     return finished(started(*GROUPS[group]))
 
 
-@functools.cache
-def workers():
+def pair(*cases):
     """Two processes on the loopback address, each a worker with one replica."""
     with socket.socket() as one, socket.socket() as other:
         for s in (one, other):
             s.bind(("127.0.0.1", 0))
         hosts = [f"127.0.0.1:{s.getsockname()[1]}" for s in (one, other)]
-    cases = ["gram", "search", "kfac", "inference:", "spoilt:x"]
     tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": k}} for k in range(2)]
-    processes = [started("worker", cases, TF_CONFIG=json.dumps(task)) for task in tasks]
-    return [finished(process) for process in processes]
+    return [started("worker", cases, TF_CONFIG=json.dumps(task)) for task in tasks]
+
+
+@functools.cache
+def workers():
+    return [finished(process) for process in pair("gram", "search", "kfac", "inference:", "spoilt:x")]
 
 
 def tolerated(case):
-    return SEARCHED if case in ("search", "decay", "kfac", "ekfac") else FIXED
+    return SEARCHED if case in ("search", "decay", "far", "kfac", "ekfac") else FIXED
 
 
 @pytest.mark.parametrize(("group", "case"), TRAININGS)
@@ -143,3 +146,19 @@ def test_keras_still_needs_to_be_mended_on_several_workers():
     """Where this fails, `_keras.UnderStrategies` has two methods too many."""
     for found in workers():
         assert found["inference:"]["stock"] != "", "stock Keras trains on several workers now"
+
+
+def test_a_worker_that_is_killed_and_comes_back_goes_on(tmp_path):
+    case = f"backup:{tmp_path}"
+    chief, other = pair(case)
+    _, errors = chief.communicate(timeout=900)
+    other.communicate(timeout=900)
+    assert other.returncode == -signal.SIGKILL
+    # The one that waits for it gives up after a while, and says for whom.
+    assert chief.returncode != 0
+    assert "UnavailableError" in errors and "/job:worker/replica:0/task:1" in errors
+    first, second = (finished(process)[case] for process in pair(case))
+    assert first["difference"] < SEARCHED
+    assert first["weights"] == second["weights"]
+    # The first epoch was over before the fault.
+    assert first["epochs"] == 3

@@ -290,7 +290,7 @@ def run_batch(
             likelihood=likelihood,
             training=training,
             conditions=conditions,
-            place=_replicas.place(tf.shape(pd.parameters)[0]),
+            place=_replicas.place(pd.parameters),
         )
         if second_order:
             batch.linearization.record_gradient(outer, batch.score())

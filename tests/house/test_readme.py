@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _examples():
-    for page in ("README.md", "experiments/README.md", "docs/differential_equations.md", "docs/replicas.md"):
+    guides = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+    for page in ("README.md", "experiments/README.md", *guides):
         blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
         yield from (pytest.param(block, id=f"{page}-{index}") for index, block in enumerate(blocks))
 

@@ -23,6 +23,13 @@ def network(stack, shape=(6,), examples=8, loss=None, **options):
     return costs.network_of(model, loss or sparse(), (x, None), **options)
 
 
+class _Sums(layers.Layer):
+    """The sum of each example's numbers, however many there are."""
+
+    def call(self, x):
+        return tf.reduce_sum(x, 1)[:, None]
+
+
 def chosen(found, budget=8.0, memory=1e12, allowed=EVERYTHING):
     return costs.choose(costs.ways_of(found, MACHINE, budget), found, budget, memory, allowed)
 
@@ -61,6 +68,12 @@ def test_products_and_convolutions_are_counted(stack, shape, flops):
 def test_a_loop_counts_with_its_steps():
     short, long = (network([layers.GRU(4), layers.Dense(2)], (steps, 3)).forward for steps in (5, 50))
     assert 5 < long.nodes / short.nodes < 10
+
+
+def test_ragged_inputs_have_a_cost():
+    model = keras.Sequential([keras.Input((None,), ragged=True), _Sums(), layers.Dense(3)])
+    found = costs.network_of(model, sparse(), (tf.ragged.constant([[1.0, 2.0], [3.0], []]), None))
+    assert found.size == 6 and chosen(found).fisher in EVERYTHING
 
 
 def test_nothing_is_computed_or_changed():

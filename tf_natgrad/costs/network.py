@@ -134,7 +134,9 @@ def network_of(
 
 
 def _shapes(x: Any) -> Any:
-    def spec(tensor: Any) -> tf.TensorSpec:
+    def spec(tensor: Any) -> tf.TypeSpec:
+        if isinstance(tensor, tf.RaggedTensor | tf.SparseTensor):
+            return tf.type_spec_from_value(tensor)
         tensor = tf.convert_to_tensor(tensor)
         return tf.TensorSpec(tensor.shape, tensor.dtype)
 

@@ -156,7 +156,7 @@ class NaturalGradientMixin(_keras.UnderStrategies):
         """Stock Keras's; means over the steps begin anew too."""
         super().reset_metrics()
         if isinstance(self.train_function, TrainFunction):
-            self.train_function.means.reset()
+            self.train_function.means.reset(int(natural_gradient_optimizer(self).skipped_steps.numpy()))
 
     def make_train_function(self, force: bool = False) -> Callable | None:
         """Stock Keras's, with this package's refusals turned into `ValueError`s.

@@ -42,12 +42,16 @@ class EpochMeans:
     _OF_LAST = ("rank", "iterations", "rejected_steps", "skipped_steps")
 
     def __init__(self):
-        self._sums: dict[str, float] = {}
-        self._steps = 0
+        self.reset(0)
 
-    def reset(self) -> None:
-        """Begins an epoch."""
-        self._sums, self._steps = {}, 0
+    def reset(self, skipped: int) -> None:
+        """Begins an epoch.
+
+        Args:
+            skipped: how many steps were left out so far.
+        """
+        self._sums: dict[str, float] = {}
+        self._steps, self._skipped = 0, skipped
 
     def after(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Takes in the report of a step.
@@ -58,6 +62,10 @@ class EpochMeans:
         Returns:
             The same with means in place of what is reported of the step.
         """
+        before, self._skipped = self._skipped, int(logs.get("skipped_steps", self._skipped))
+        if self._skipped > before:
+            # A batch that is left out enters no mean.
+            return {**logs, **{name: total / self._steps for name, total in self._sums.items()}}
         self._steps += 1
         names = [name for name in (*_SHOWN, *_REPORTED) if name in logs and name not in self._OF_LAST]
         for name in names:

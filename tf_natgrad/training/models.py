@@ -146,7 +146,10 @@ class NaturalGradientMixin(_keras.UnderStrategies):
             Keras's history, which has all numbers, as means over each epoch.
         """
         as_list = callbacks is None or isinstance(callbacks, keras.callbacks.Callback | list | tuple)
-        if natural_gradient_optimizer(self) is not None and as_list:
+        with self.distribute_strategy.scope():
+            # A `MultiOptimizer` is built here, where it was not.
+            natural = natural_gradient_optimizer(self)
+        if natural is not None and as_list:
             given = tf.nest.flatten(callbacks) if callbacks else []
             if not any(isinstance(c, keras.callbacks.CallbackList | keras.callbacks.ProgbarLogger) for c in given):
                 callbacks = [*given, ProgressLine()]

@@ -37,9 +37,10 @@ def shown(value):
 
 
 def state(area):
-    """All that no refused call may change; a batch that was left out is counted."""
+    """All that no refused call may change; a batch that was left out is counted, and its shapes settle a choice."""
+    counted = ("skipped_steps", "choice")
     owners = [importlib.import_module("doors").MODEL, *getattr(table(area), "OWNERS", ())]
-    return [v.numpy().tobytes() for owner in owners for v in owner.variables if v.name != "skipped_steps"]
+    return [v.numpy().tobytes() for owner in owners for v in owner.variables if v.name not in counted]
 
 
 def outcome(door, argument, value):

@@ -123,7 +123,7 @@ DOORS = [
         {
             "model": bad.MODELS,
             "loss": bad.LOSSES,
-            "x": [None, "x", {"a": X}],
+            "x": bad.INPUTS,
             "budget": numbers(0.0, exclusive=True),
             "training": bad.FLAGS,
         },

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import keras
 
 from tf_natgrad import _checks
+from tf_natgrad._conditions import note
 from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.costs import Way, choose, free_memory, measured, network_of, ways_of
 from tf_natgrad.linearize import ensure_built
+from tf_natgrad.operators._inputs import as_inputs, check_fits, input_conditions
 
 _ALL = ("exact", "mc", "kfac", "kfac, fixed")
 
@@ -23,14 +25,17 @@ class Explanation(NamedTuple):
         choice: the one that `NaturalGradient()` takes.
         budget: the gradients that a step may take.
         memory: the bytes that a step may hold.
-        gradient: seconds of a gradient (forward and backward pass, and update of the weights), as predicted.
     """
 
     ways: list[Way]
     choice: Way
     budget: float
     memory: float
-    gradient: float
+
+    @property
+    def gradient(self) -> float:
+        """Seconds of a gradient (forward and backward pass, and update of the weights), as predicted."""
+        return self.choice.seconds / self.choice.gradients
 
     @property
     def line(self) -> str:
@@ -83,12 +88,14 @@ def explain(
         An `Explanation`.
 
     Raises:
-        ValueError: if the batch does not fit, or `budget` is not positive.
-        TypeError: if `model` is not a Keras model.
+        ValueError: if the batch does not fit, is empty or not finite, or `budget` is not positive.
+        TypeError: if `model` is not a Keras model, or `x` cannot be a tensor.
     """
     _checks.check_model("model", model)
     _checks.check_number("budget", budget, minimum=0.0, exclusive=True)
     _checks.check_flag("training", training)
+    x = as_inputs(x)
+    note(input_conditions(x), None)
     ensure_built(model, x)
     return explained(model, loss, (x, y), budget, training=training)
 
@@ -117,10 +124,12 @@ def explained(
     Returns:
         An `Explanation`.
     """
-    network = network_of(model, loss, data, training=training, variables=variables)
+    x, *rest = data
+    x = as_inputs(x)
+    check_fits(model, x)
+    network = network_of(model, loss, (x, *rest), training=training, variables=variables)
     ways, memory = ways_of(network, measured(network.dtype), budget), free_memory()
-    choice = choose(ways, network, budget, memory, allowed)
-    return Explanation(ways, choice, budget, memory, choice.seconds / choice.gradients)
+    return Explanation(ways, choose(ways, network, budget, memory, allowed), budget, memory)
 
 
 def _described(way: Way) -> str:

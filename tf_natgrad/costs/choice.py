@@ -8,11 +8,10 @@ from collections.abc import Collection, Sequence
 from tf_natgrad.costs.machine import Machine
 from tf_natgrad.costs.network import Network
 from tf_natgrad.costs.ways import Prices, Way
+from tf_natgrad.preconditioners._recipes import FEW_EXAMPLES
 
 # Iterations of conjugate gradients below which their direction is hardly better than the gradient.
 _FEWEST = 10
-# Examples from which on a batch is large enough for K-FAC to fit each one by its quadratic model.
-_LARGE_BATCH = 200
 # The share of the free memory that a step may take.
 _SHARE = 0.7
 
@@ -63,7 +62,7 @@ def choose(ways: Sequence[Way], network: Network, budget: float, memory: float, 
     # Of a matrix of all weights there is no need where the Gram matrix is smaller.
     solvers = ("gram", "dense") if network.size < network.columns["exact"] * network.examples else ("gram",)
     solved = [w for w in within if w.fisher == "exact" and w.solver in solvers]
-    recipe = "kfac" if network.examples >= _LARGE_BATCH else "kfac, fixed"
+    recipe = "kfac, fixed" if network.examples < FEW_EXAMPLES else "kfac"
     preferred = solved or [w for w in within if w.fisher == recipe] or within or possible
     return min(preferred, key=lambda w: w.gradients)
 

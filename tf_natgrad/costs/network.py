@@ -12,19 +12,22 @@ import tensorflow as tf
 
 from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.distributions import Distribution, likelihood_of
+from tf_natgrad.layers._base import LayerCall, Rule
 from tf_natgrad.layers.capture import Record, capture, rule_for_group
 from tf_natgrad.layers.work import Work
 from tf_natgrad.linearize import call_model
 from tf_natgrad.parameters import FlatParameters
 
+# Calls that share variables, with their rule.
+Ruled = Sequence[tuple[Rule, list[LayerCall]]]
 # Nodes that cost nothing to speak of: they hold, name or route tensors.
 _FREE = {
     *("Const", "Identity", "NoOp", "Placeholder", "ReadVariableOp", "Shape", "StopGradient", "StridedSlice"),
     *("Pack", "Prod", "Reshape", "ExpandDims", "Squeeze", "PreventGradient", "IdentityN"),
 }
-# Operations a second in a convolution of one channel at a time, relative to those in products of matrices.
+# How many times as long an operation takes in a convolution of one channel at a time as in a product of matrices.
 _DEPTHWISE = 8.0
-# Nodes of one step of a recurrent layer's loop, and what a node costs there beside others.
+# Nodes of one step of a recurrent layer's loop.
 _NODES_OF_STEP = 27.0
 
 
@@ -102,12 +105,14 @@ def network_of(
     refusal = record.refusal_for(flat, examples)
     columns = {"exact": (pd.parameters.shape[1:-1].num_elements() or 1) * pd.fisher_rank, "mc": 1}
 
-    def gram_work(count: int) -> Work:
+    ruled = [(rule_for_group(calls), calls) for calls in groups]
+
+    def gram_work(count: int, some: Ruled = ruled) -> Work:
         if refusal is not None:
             return Work()
-        return Work().plus(*(rule_for_group(g).gram_work(g, count, examples, flat.dtype.size) for g in groups))
+        return Work().plus(*(rule.gram_work(calls, count, examples, flat.dtype.size) for rule, calls in some))
 
-    factors, diagonal = _factors(groups, flat)
+    factors, diagonal = _factors(ruled, flat)
     nodes = [_node(op) for op in graph.get_operations() if op.type not in _FREE]
     loops = [_recurrence(call) for calls in groups for call in calls if isinstance(call.layer, keras.layers.RNN)]
     return Network(
@@ -122,12 +127,8 @@ def network_of(
         dtype=flat.dtype.name,
         factors=factors,
         diagonal=diagonal,
-        diagonal_work=Work().plus(
-            *(
-                rule_for_group(g).gram_work(g, 1, examples, flat.dtype.size)
-                for g in groups
-                if rule_for_group(g).matrix_shape(g[0].layer) is None and refusal is None
-            )
+        diagonal_work=gram_work(
+            1, [(rule, calls) for rule, calls in ruled if rule.matrix_shape(calls[0].layer) is None]
         ),
         refusal=record.refusal_for(flat, per_example=False),
     )
@@ -202,12 +203,11 @@ def _recurrence(call: Any) -> Work:
     return Work(2.0 * examples * steps * size, 0.0, _NODES_OF_STEP * steps)
 
 
-def _factors(groups: Sequence[Sequence[Any]], flat: Any) -> tuple[list[tuple[int, int, int, bool]], int]:
+def _factors(ruled: Ruled, flat: FlatParameters) -> tuple[list[tuple[int, int, int, bool]], int]:
     """The sizes of the layers' Kronecker factors, and the number of weights without."""
     found, inside = [], 0
-    for calls in groups:
-        layer = calls[0].layer
-        shape = rule_for_group(list(calls)).matrix_shape(layer)
+    for rule, calls in ruled:
+        shape = rule.matrix_shape(calls[0].layer)
         if shape is None:
             continue
         positions = sum(max(1, _elements(c.output) // (c.output.shape[0] or 1) // shape.columns) for c in calls)

@@ -9,7 +9,7 @@ from typing import Any
 from tf_natgrad.costs.machine import Machine
 from tf_natgrad.costs.network import Network
 from tf_natgrad.layers.work import Work
-from tf_natgrad.preconditioners._recipes import RECIPES
+from tf_natgrad.preconditioners._recipes import RECIPES, enough
 
 # What a pass takes, of what its operations would at the rates of large ones.
 _PASS = 2.2
@@ -140,7 +140,7 @@ class Prices:
         work = self._passes(1.0 + _BACKWARD + products).plus(self._update.times(2.0))
         updates, solved, held = self._passes(_TO_OUTPUTS).plus(network.diagonal_work), 0.0, 0.0
         for rows, columns, positions, is_table in network.factors:
-            seen = min(network.examples * positions, max(2 * rows, 2048))
+            seen = min(network.examples * positions, enough(rows))
             sides = [columns] if is_table else [rows, columns]
             updates = updates.plus(*(Work(2.0 * seen * side**2, 0.0, 10.0) for side in sides))
             held += 2.0 * network.itemsize * sum(side**2 for side in sides)

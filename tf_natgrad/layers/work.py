@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-# Products of matrices of a few numbers each reach this part of the rate of large ones.
+# Products of matrices of a few numbers each take so many times as long as they would in large ones.
 _SMALL = 64.0
 
 

@@ -20,7 +20,7 @@ from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners._blocks import BlockState, DiagonalState, Gradient
 from tf_natgrad.preconditioners._gradients import calls_agree, gradients_of
 from tf_natgrad.preconditioners._labels import columns_of
-from tf_natgrad.preconditioners._recipes import Recipe
+from tf_natgrad.preconditioners._recipes import Recipe, enough
 from tf_natgrad.preconditioners._records import Phase, Preconditioned, PreconditionerInfo, State
 from tf_natgrad.preconditioners._state import Storage
 
@@ -344,7 +344,7 @@ class Preconditioner(abc.ABC):
 
 def _enough(size: int) -> int:
     """The rows of one batch that are enough for the average of a factor of this size; each replica adds its share."""
-    return -(-max(2 * size, 2048) // _replicas.count())
+    return -(-enough(size) // _replicas.count())
 
 
 __all__ = ["Preconditioner"]

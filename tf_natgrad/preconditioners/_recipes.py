@@ -6,6 +6,14 @@ from typing import Any, NamedTuple
 
 from tf_natgrad.steps import LevenbergMarquardt, LineSearch
 
+# Examples below which the minimum of a batch's own quadratic model is mostly that of its noise.
+FEW_EXAMPLES = 200
+
+
+def enough(size: int) -> int:
+    """The rows of one batch that are enough for the average of a factor of this size."""
+    return max(2 * size, 2048)
+
 
 class Recipe(NamedTuple):
     """What `NaturalGradient` does where its arguments are left to the recipe.
@@ -53,4 +61,4 @@ RECIPES: dict[str, tuple[Recipe, Upkeep]] = {
 }
 
 
-__all__ = ["RECIPES", "Recipe", "Upkeep"]
+__all__ = ["FEW_EXAMPLES", "RECIPES", "Recipe", "Upkeep", "enough"]

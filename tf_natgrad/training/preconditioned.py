@@ -14,12 +14,11 @@ from tf_natgrad._typing import LossLike, ModelLike
 from tf_natgrad.operators import Fisher
 from tf_natgrad.operators._penalised import penalised
 from tf_natgrad.preconditioners import Preconditioner
+from tf_natgrad.preconditioners._recipes import FEW_EXAMPLES
 from tf_natgrad.steps import kl_shrink
 from tf_natgrad.training.direction import BatchDirection, penalty_gradient, refuse_activity_losses
 from tf_natgrad.training.quadratic_model import QuadraticModel, best_combination, model_along
 
-# Examples below which the minimum of a batch's own quadratic model is mostly that of its noise.
-_FEW = 200
 _FITS_NOISE = (
     "K-FAC's recipe 'quadratic' takes each batch to the minimum of its own quadratic model, and this batch has {} "
     "examples: on noisy data it fits their noise, and the validation loss may rise. For small batches there is "
@@ -87,7 +86,7 @@ def preconditioned_direction(
     found = settings.preconditioner.precondition(fisher, data[1], settings.damping, settings.seed, settings.relative)
     conditions += found.conditions
     examples = fisher.batch.linearization.outputs.shape[0]
-    if settings.scales and examples is not None and examples * _replicas.count() < _FEW:
+    if settings.scales and examples is not None and examples * _replicas.count() < FEW_EXAMPLES:
         _checks.log_once(_FITS_NOISE.format(examples * _replicas.count()), key=_FITS_NOISE)
     parts, slope, flat = found.direction, found.slope, fisher.flat_parameters
     made = {"info": found.info, "fisher": fisher, "state": found.state, "damping": found.damping}

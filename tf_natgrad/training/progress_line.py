@@ -8,11 +8,9 @@ import keras
 
 # Beside the loss and the metrics; the rejected steps only where there are some.
 _SHOWN, _COUNTED = ("damping", "kl"), "rejected_steps"
-# What a step reports, which is all in `History` and in `callbacks.StepLogger`.
-_REPORTED = (
-    *("predicted_decrease", "actual_decrease", "reduction_ratio", "step_scale"),
-    *("rank", "iterations", "skipped_steps"),
-)
+# What else a step reports, which is all in `History` and in `callbacks.StepLogger`: by its mean, or that of the last.
+_OF_MEAN = ("predicted_decrease", "actual_decrease", "reduction_ratio", "step_scale")
+_OF_LAST = ("rank", "iterations", "skipped_steps")
 
 
 class ProgressLine(keras.callbacks.ProgbarLogger):
@@ -33,13 +31,11 @@ def _shown(logs: dict[str, Any] | None) -> dict[str, Any]:
     last = {name: logs.pop(name) for name in (*_SHOWN, _COUNTED) if name in logs}
     if not last.get(_COUNTED, 0):
         last.pop(_COUNTED, None)
-    return {name: value for name, value in logs.items() if name not in _REPORTED} | last
+    return {name: value for name, value in logs.items() if name not in (*_OF_MEAN, *_OF_LAST)} | last
 
 
 class EpochMeans:
     """Running means of what steps report, over an epoch; counts and sizes are those of the last step."""
-
-    _OF_LAST = ("rank", "iterations", "rejected_steps", "skipped_steps")
 
     def __init__(self):
         self.reset(0)
@@ -67,7 +63,7 @@ class EpochMeans:
             # A batch that is left out enters no mean.
             return {**logs, **{name: total / self._steps for name, total in self._sums.items()}}
         self._steps += 1
-        names = [name for name in (*_SHOWN, *_REPORTED) if name in logs and name not in self._OF_LAST]
+        names = [name for name in (*_SHOWN, *_OF_MEAN) if name in logs]
         for name in names:
             self._sums[name] = self._sums.get(name, 0.0) + float(logs[name])
         return {**logs, **{name: self._sums[name] / self._steps for name in names}}

@@ -208,7 +208,7 @@ class Preconditioner(abc.ABC):
             A `Preconditioned`.
         """
         state, damping, info, conditions = self.advance(self.values(), fisher, damping, seed, relative)
-        direction, slope = self._solved(state, gradients_of(fisher, self._layout, y), damping)
+        direction, slope = self._solved(state, gradients_of(fisher, self._layout, self._storage.states, y), damping)
         return Preconditioned(direction, slope, damping, state, info, conditions)
 
     def advance(

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions
+from tf_natgrad import _checks, _conditions, _keras
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks, kronecker_sums
@@ -245,7 +245,7 @@ class Preconditioner(abc.ABC):
             mixed = [o + share * (n - o) for o, n in zip(old, new, strict=True)]
             return _conditions.chosen(finite, mixed, old), values.updates + tf.cast(finite, values.updates.dtype)
 
-        flat, updates = tf.cond(update_due, updated, lambda: (old, values.updates))
+        flat, updates = _keras.seldom(update_due, updated, lambda: (old, values.updates))
         averages = tf.nest.pack_sequence_as(values.averages, flat)
         if relative is not None:
             damping = tf.where(tf.equal(values.step, 0), relative * self._mean_eigenvalue(averages), damping)
@@ -262,7 +262,7 @@ class Preconditioner(abc.ABC):
             agrees = tf.cond(self._check_due(values.step), lambda: calls_agree(fisher, self._layout), lambda: True)
             return found, tf.reduce_max(tf.stack(raised)), agrees
 
-        flat, raised, agrees = tf.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
+        flat, raised, agrees = _keras.seldom(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
         inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, columns)
         info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
         return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]

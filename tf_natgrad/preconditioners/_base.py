@@ -265,7 +265,8 @@ class Preconditioner(abc.ABC):
         flat, raised, agrees = _keras.seldom(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
         inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, columns)
         info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
-        return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]
+        state = State(values.step + 1, updates, averages, inverses, update_due)
+        return state, damping, info, [Condition(agrees, _DISAGREES)]
 
     def _corrected(
         self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, columns: Callable[[], tf.Tensor]

@@ -91,8 +91,8 @@ class TrainFunction:
         if self._counts and int(natural.skipped_steps) > before:
             raise NonFiniteError(NOT_FINITE)
         # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
-        if natural.line_search is None and logs["kl"] > _FAR:
-            _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
+        if natural.line_search is None and (kl := float(logs["kl"])) > _FAR:
+            _checks.log_once(_TOO_FAR.format(kl))
         return logs
 
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:

@@ -251,7 +251,7 @@ class Preconditioner(abc.ABC):
             damping = tf.where(tf.equal(values.step, 0), relative * self._mean_eigenvalue(averages), damping)
         last = [t for block in values.inverses for t in block]
 
-        def inverted() -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        def inverted() -> tuple[list[tf.Tensor], tf.Tensor]:
             found, raised = [], [tf.constant(0)]
             for state, a, before, share in zip(
                 self._storage.states, averages, values.inverses, self._shares(), strict=True
@@ -259,10 +259,11 @@ class Preconditioner(abc.ABC):
                 parts, tries = state.inverted(a, damping + share, before)
                 found += _conditions.chosen(_conditions.is_finite(*parts), parts, before)
                 raised.append(tries)
-            agrees = tf.cond(self._check_due(values.step), lambda: calls_agree(fisher, self._layout), lambda: True)
-            return found, tf.reduce_max(tf.stack(raised)), agrees
+            return found, tf.reduce_max(tf.stack(raised))
 
-        flat, raised, agrees = _keras.seldom(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
+        flat, raised = _keras.seldom(invert_due, inverted, lambda: (last, tf.constant(0)))
+        # Not `seldom`: what a function takes from the graph around it, a backward pass here, is computed at each step.
+        agrees = tf.cond(self._check_due(values.step), lambda: calls_agree(fisher, self._layout), lambda: True)
         inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, columns)
         info = PreconditionerInfo(type(self).__name__, update_due, invert_due, raised, self.describe())
         state = State(values.step + 1, updates, averages, inverses, update_due)

@@ -116,7 +116,8 @@ def multiplications(name: str, examples: int, replicas: int) -> float:
         return gradient * (1 + columns / 2) + products + rows**3 / 6
     if name.startswith("CG"):
         return gradient * (1 + 1.25 * ITERATIONS)
-    inverses = sum(a**3 + b**3 for a, b in sides) if name.endswith("update") else 0
+    # Shared out among the replicas.
+    inverses = sum(a**3 + b**3 for a, b in sides) / replicas if name.endswith("update") else 0
     return gradient + inverses + sum(a * b * (a + b) for a, b in sides)
 
 

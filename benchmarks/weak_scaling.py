@@ -126,9 +126,7 @@ def main() -> None:
         alone, together = (seconds_of(way, count, options.examples) for count in (1, options.workers))
         rows.append([way, f"{1e3 * alone:.1f}", f"{1e3 * together:.1f}", f"{together / alone:.2f}"])
     network = "-".join(map(str, (INPUTS, *WIDTHS, CLASSES)))
-    print(
-        f"\n{options.examples} examples on each worker, network {network}, float32, one core each, milliseconds a step\n"
-    )
+    print(f"\n{options.examples} examples on each worker, {network}, float32, one core each, milliseconds a step\n")
     print(table(["way", "one alone", f"{options.workers} workers", "ratio"], rows))
 
 

@@ -90,6 +90,7 @@ SLOW: dict[str, list[str]] = {
         "*[docs/matrices*",
         "*[docs/memory*",
         "*[docs/own_loop.md-1]",
+        "*[docs/own_loop.md-2]",
         "*[docs/policy_hessian*",
         "*[docs/quick_start.md-0]",
         "*[docs/quick_start.md-2]",

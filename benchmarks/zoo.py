@@ -13,8 +13,6 @@ import gc
 import os
 import pathlib
 import statistics
-import time
-from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -23,8 +21,8 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import keras
-import tensorflow as tf
-from _zoo import ZOO, Animal
+from _zoo import ZOO
+from _zoo_training import Training
 
 import tf_natgrad as ng
 from tf_natgrad._files import CsvFile
@@ -37,52 +35,6 @@ COLUMNS = (
     *("model", "aside", "weights", "batch", "way", "predicted", "measured", "first_adam", "first", "seconds"),
     *("steps_adam", "steps", "loss_adam", "loss", "loss_adam_same_steps", "train_adam", "train"),
 )
-
-
-class Training:
-    """One model in training, timed on the processor's clock.
-
-    Args:
-        animal: the model and its task.
-        optimizer: of Keras.
-        seed: of weights and batches.
-    """
-
-    def __init__(self, animal: Animal, optimizer: Any, seed: int):
-        keras.utils.set_random_seed(seed)
-        self.model = ng.natural_gradient_model(animal.build())
-        self.model.compile(optimizer, animal.loss())
-        self._x, self._y, *self._test = animal.examples(seed)
-        data = tf.data.Dataset.from_tensor_slices((self._x, self._y)).shuffle(10_000, seed=seed)
-        self._batches: Iterator = iter(data.batch(animal.batch, drop_remainder=True).repeat())
-        self.seconds, self.steps = 0.0, 0
-        self.model.make_train_function()
-        start = time.perf_counter()
-        self._step()
-        self.first = time.perf_counter() - start
-
-    def _step(self) -> None:
-        logs = self.model.train_function(self._batches)
-        float(logs["loss"])
-
-    def batch(self) -> tuple[Any, Any]:
-        """The next batch."""
-        return next(self._batches)
-
-    def step(self) -> float:
-        """Takes a step; returns its seconds."""
-        start = time.process_time()
-        self._step()
-        taken = time.process_time() - start
-        self.seconds += taken
-        self.steps += 1
-        return taken
-
-    def loss(self, train: bool = False) -> float:
-        """The loss on the test data, or on the training data."""
-        x, y = (self._x, self._y) if train else self._test
-        self.model.reset_metrics()
-        return float(self.model.evaluate(x, y, batch_size=256, verbose=0))
 
 
 def row_of(name: str, seconds: float, seed: int) -> dict[str, Any]:

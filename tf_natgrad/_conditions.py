@@ -168,8 +168,13 @@ def is_finite(*tensors: tf.Tensor) -> tf.Tensor:
     One sum per tensor, which takes no memory: it is not finite where an entry is not (or where the sum
     overflows, which is a reason to refuse too).
     """
-    sums = [tf.reduce_sum(t) for t in tensors if t.dtype.is_floating]
-    return tf.reduce_all([tf.math.is_finite(s) for s in sums]) if sums else tf.constant(True)
+    sums: dict[tf.DType, list[tf.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.dtype.is_floating:
+            sums.setdefault(tensor.dtype, []).append(tf.reduce_sum(tensor))
+    # Looked at together: an operation for each of many small tensors takes longer than its work.
+    found = [tf.reduce_all(tf.math.is_finite(tf.stack(some))) for some in sums.values()]
+    return tf.reduce_all(tf.stack(found)) if found else tf.constant(True)
 
 
 def chosen(where: tf.Tensor, values: list[tf.Tensor], others: list[tf.Tensor]) -> list[tf.Tensor]:

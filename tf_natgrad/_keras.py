@@ -360,6 +360,25 @@ def graph_now() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
+def seldom(where: tf.Tensor, function: Callable[[], T], otherwise: Callable[[], T]) -> T:
+    """`tf.cond` for a large branch that is seldom taken (`_noinline`, an attribute of functions).
+
+    TensorFlow puts the operations of both branches into the graph around them, and goes through those of the branch
+    that is not taken as well: thousands of them took longer than many a step.
+
+    Args:
+        where: a scalar boolean.
+        function: the branch that is seldom taken.
+        otherwise: the other one, which should be small.
+
+    Returns:
+        What the one or the other returned.
+    """
+    if not tf.executing_eagerly():
+        function = tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+    return tf.cond(where, function, otherwise)
+
+
 def scalar_summary_metadata() -> Any:
     """Returns the metadata that `tf.summary.scalar` writes; that function itself asks for TensorBoard."""
     plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
@@ -450,6 +469,7 @@ __all__ = [
     "replace_attribute",
     "run_graph",
     "scalar_summary_metadata",
+    "seldom",
     "slot_of",
     "state_of_layer",
     "takes_training",

@@ -154,13 +154,16 @@ def hold(conditions: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.equal(one, 0) for one in tf.unstack(failed)]
 
 
-def cond(predicate: tf.Tensor | bool, true: Callable[[], T], false: Callable[[], T]) -> T:
-    """Chooses between two functions that may exchange: `tf.cond`, unless the choice is known or there are several.
+def cond(
+    predicate: tf.Tensor | bool, true: Callable[[], T], false: Callable[[], T], by: Callable[..., T] = tf.cond
+) -> T:
+    """Chooses between two functions that may exchange, unless the choice is known or there are several replicas.
 
     Args:
         predicate: a scalar boolean, the same on all replicas.
         true: what is computed where it holds.
         false: the same structure otherwise.
+        by: what chooses on one replica, in the manner of `tf.cond`.
 
     Returns:
         What one of them returned; on several replicas both are computed.
@@ -168,7 +171,7 @@ def cond(predicate: tf.Tensor | bool, true: Callable[[], T], false: Callable[[],
     if isinstance(predicate, bool):
         return true() if predicate else false()
     if not several():
-        return tf.cond(predicate, true, false)
+        return by(predicate, true, false)
     return tf.nest.map_structure(lambda a, b: tf.where(predicate, a, b), true(), false())
 
 

@@ -13,7 +13,7 @@ from tf_natgrad.layers import convolution
 from tf_natgrad.operators import Fisher, KroneckerFisher
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners import _base
-from tf_natgrad.preconditioners._inverses import LowRank
+from tf_natgrad.preconditioners._inverses import Dense, Diagonal, LowRank
 
 DAMPING = 0.02
 
@@ -183,6 +183,18 @@ def test_a_large_factor_is_inverted_by_its_leading_eigenpairs(float64):
     assert "rank 8" in info.why
     # Five examples make a factor of rank five.
     assert difference(directions[1], directions[0]) < 1e-8
+
+
+@pytest.mark.parametrize("kind", [Dense(9), Diagonal(9), LowRank(9, 3)], ids=lambda kind: kind.form)
+def test_the_product_with_columns_is_that_with_rows(kind, float64):
+    rng = np.random.default_rng(0)
+    rows, columns = rng.normal(size=(12, 9)), rng.normal(size=(9, 4))
+    factor = rows.T @ rows
+    start = [tf.constant(np.linalg.qr(rng.normal(size=(9, 3)))[0])]
+    given = np.diag(factor) if kind.form == "diagonal" else factor
+    parts, _ = kind.of(tf.constant(given), tf.constant(DAMPING, tf.float64), start)
+    by_rows = tf.transpose(kind.times(tf.constant(columns.T), parts))
+    assert difference(kind.times_columns(tf.constant(columns), parts), by_rows) < 1e-12
 
 
 def test_the_leading_eigenpairs_lengthen_no_direction_more_than_twice_too_much(float64):

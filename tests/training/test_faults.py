@@ -155,6 +155,16 @@ def test_a_batch_of_nan_raises_and_changes_nothing(optimizer, name):
     raises_and_goes_on(model, spoilt(name), good, f"`{name}`: received .*NaN")
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_decay": 0.1}, {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 1}]
+)
+def test_a_batch_of_nan_changes_no_weight_on_which_a_step_of_zeros_acts(options):
+    model = regression(training.plain(fisher="exact", **options))
+    if not options:
+        model.trainable_variables[0].constraint = lambda weights: 0.5 * weights
+    raises_and_goes_on(model, spoilt("x"), good, "`x`: received .*NaN")
+
+
 @pytest.mark.parametrize(("optimizer", "name"), NANS)
 def test_a_batch_of_nan_that_is_skipped_might_as_well_not_have_been_there(optimizer, name):
     model = regression(OPTIMIZERS[optimizer](on_nonfinite="skip"))

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _checks, _conditions, _replicas
+from tf_natgrad import _checks, _conditions, _keras, _replicas
 from tf_natgrad._conditions import Condition
 from tf_natgrad._typing import LossLike, ModelLike, TensorLike, plain_python
 from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks, kronecker_sums
@@ -212,7 +212,7 @@ class Preconditioner(abc.ABC):
             A `Preconditioned`.
         """
         state, damping, info, conditions = self.advance(self.values(), fisher, damping, seed, relative)
-        direction, slope = self._solved(state, gradients_of(fisher, self._layout, y), damping)
+        direction, slope = self._solved(state, gradients_of(fisher, self._layout, self._storage.states, y), damping)
         return Preconditioned(direction, slope, damping, state, info, conditions)
 
     def advance(
@@ -249,35 +249,35 @@ class Preconditioner(abc.ABC):
             mixed = [o + share * (n - o) for o, n in zip(old, new, strict=True)]
             return _conditions.chosen(finite, mixed, old), values.updates + tf.cast(finite, values.updates.dtype)
 
-        flat, updates = _replicas.cond(update_due, updated, lambda: (old, values.updates))
+        flat, updates = _replicas.cond(update_due, updated, lambda: (old, values.updates), _keras.seldom)
         averages = tf.nest.pack_sequence_as(values.averages, flat)
         if relative is not None:
             damping = tf.where(tf.equal(values.step, 0), relative * self._mean_eigenvalue(averages), damping)
         last = [t for block in values.inverses for t in block]
 
-        def inverted() -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        def inverted() -> tuple[list[tf.Tensor], tf.Tensor]:
             found, raised = [], [tf.constant(0)]
-            for state, a, before, share in zip(
-                self._storage.states, averages, values.inverses, self._shares(), strict=True
-            ):
+            blocks = zip(self._storage.states, averages, values.inverses, self._shares(), strict=True)
+            for state, a, before, share in blocks:
                 parts, tries = state.inverted(a, damping + share, before)
                 found += _conditions.chosen(_conditions.is_finite(*parts), parts, before)
                 raised.append(tries)
-            due = self._check_due(values.step)
-            agrees = _replicas.cond(due, lambda: calls_agree(fisher, self._layout), lambda: tf.constant(True))
-            return found, tf.reduce_max(tf.stack(raised)), agrees
+            return found, tf.reduce_max(tf.stack(raised))
 
-        flat, raised, agrees = _replicas.cond(invert_due, inverted, lambda: (last, tf.constant(0), tf.constant(True)))
+        flat, raised = _replicas.cond(invert_due, inverted, lambda: (last, tf.constant(0)), _keras.seldom)
+        # Not `seldom`: what a function takes from the graph around it, a backward pass here, is computed at each step.
+        check_due = self._check_due(values.step)
+        agrees = _replicas.cond(check_due, lambda: calls_agree(fisher, self._layout), lambda: tf.constant(True))
         inverses = self._corrected(tf.nest.pack_sequence_as(values.inverses, flat), fisher, values.step, columns)
-        was_due = [tf.convert_to_tensor(due) for due in (update_due, invert_due)]
+        was_due = map(tf.convert_to_tensor, (update_due, invert_due))
         info = PreconditionerInfo(type(self).__name__, *was_due, raised, self.describe())
-        return State(values.step + 1, updates, averages, inverses), damping, info, [Condition(agrees, _DISAGREES)]
+        state = State(values.step + 1, updates, averages, inverses, changed=update_due)
+        return state, damping, info, [Condition(agrees, _DISAGREES)]
 
     def _corrected(
         self, inverses: list[list[tf.Tensor]], fisher: Fisher, step: tf.Tensor, columns: Callable[[], tf.Tensor]
     ) -> list[list[tf.Tensor]]:
         """The inverses after a batch, for preconditioners that update them more often than they make them anew."""
-        del fisher, step, columns
         return inverses
 
     def describe(self) -> str:

@@ -69,6 +69,15 @@ class BlockState(abc.ABC):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Computes `d`, the preconditioned gradient `g`, and the scalar `g^T d`."""
 
+    def takes_rows(self, count: int | None) -> bool:
+        """Whether `solve` is given the rows of a gradient, as the product with their matrix would take longer.
+
+        Args:
+            count: of the rows; `None` where it is not known.
+        """
+        del count
+        return False
+
     def describe(self) -> str:
         """Returns the form of the inverse, in words."""
         return "diagonal"
@@ -138,6 +147,9 @@ class SplitState(ProductState):
 
         self._left = side(block.matrix.rows, block.matrix.is_table)
         self._right = side(block.matrix.columns, False)
+        left, right = self._left.cost, self._right.cost
+        # The number of rows up to which products with them take less time than products with their matrix.
+        self._most = (block.matrix.columns * left + block.matrix.rows * right) // (left + right)
 
     def inverses(self) -> list[Part]:
         left = [part._replace(name=f"inputs_{part.name}") for part in self._left.parts()]
@@ -171,16 +183,18 @@ class SplitState(ProductState):
 
         def by_matrix() -> tuple[tf.Tensor, tf.Tensor]:
             v = gradient.as_matrix()
-            d = tf.transpose(self._left.times(tf.transpose(self._right.times(v, right)), left))
+            d = self._left.times_columns(self._right.times(v, right), left)
             return d, tf.reduce_sum(v * d)
 
         if h is None:
             return by_matrix()
         # Both forms are exact, too.
-        most = (columns * self._left.cost + rows * self._right.cost) // (self._left.cost + self._right.cost)
         if h.shape[0] is not None:
-            return by_rows() if h.shape[0] <= most else by_matrix()
-        return tf.cond(tf.shape(h)[0] <= most, by_rows, by_matrix)
+            return by_rows() if self.takes_rows(h.shape[0]) else by_matrix()
+        return tf.cond(tf.shape(h)[0] <= self._most, by_rows, by_matrix)
+
+    def takes_rows(self, count: int | None) -> bool:
+        return count is None or count <= self._most
 
     def describe(self) -> str:
         return f"{self._left.form} x {self._right.form}"
@@ -213,12 +227,15 @@ class EigenState(ProductState):
         return from_basis(d, bases), tf.reduce_sum(v * d)
 
     def _in_basis(self, gradient: Gradient, bases: list[tf.Tensor]) -> tf.Tensor:
-        h, e = gradient.inputs, gradient.outputs
-        rows, columns = self.block.matrix.rows, self.block.matrix.columns
-        if h is None or h.shape[0] is None or h.shape[0] * (rows + columns) > rows * columns:
-            return to_basis(gradient.as_matrix(), bases)
+        if gradient.inputs is None:
+            return to_basis(gradient.matrix, bases)
         left, right = bases
-        return tf.linalg.matmul(tf.linalg.matmul(h, left), tf.linalg.matmul(e, right), transpose_a=True)
+        h, e = tf.linalg.matmul(gradient.inputs, left), tf.linalg.matmul(gradient.outputs, right)
+        return tf.linalg.matmul(h, e, transpose_a=True)
+
+    def takes_rows(self, count: int | None) -> bool:
+        rows, columns = self.block.matrix.rows, self.block.matrix.columns
+        return count is not None and count * (rows + columns) <= rows * columns
 
     def describe(self) -> str:
         return "eigenvectors"

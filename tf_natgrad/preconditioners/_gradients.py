@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tf_natgrad import _replicas
@@ -10,28 +12,36 @@ from tf_natgrad.layers import LayerCall
 from tf_natgrad.layers.kronecker import Block, Layout, calls_of_blocks
 from tf_natgrad.layers.registry import rule_for
 from tf_natgrad.operators import Fisher, Penalty
-from tf_natgrad.preconditioners._blocks import Gradient
+from tf_natgrad.preconditioners._blocks import BlockState, Gradient
 
 # Roundings by which two ways to the same derivative may differ, relative to the norms of their factors.
 _TOLERANCE = 1e3
 _SEED = (7, 11)
 
 
-def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient]:
+def gradients_of(fisher: Fisher, layout: Layout, states: Sequence[BlockState], y: TensorLike) -> list[Gradient]:
     """Computes the gradient of a batch's loss, penalties included, by one backward pass.
 
     Args:
         fisher: of the batch, with its calls recorded.
         layout: of the blocks.
+        states: of the blocks, which say whether they take rows.
         y: the labels.
 
     Returns:
-        One `Gradient` per block: rows where the layer's inputs are at hand as they are and no penalty joins them.
+        One `Gradient` per block: rows where they are wanted, the layer's inputs are at hand as they are, and no penalty
+        joins them.
     """
     batch, dtype = fisher.batch, fisher.dtype
     calls_of = calls_of_blocks(layout.blocks, batch.record, batch.linearization)
-    outputs = _outputs(layout, calls_of)
-    plain = [v for block in layout.blocks if not _takes_rows(block) for v in block.variables]
+    pairs = list(zip(layout.blocks, calls_of, strict=True))
+    # Elsewhere the tape has the matrix for less than the rows would take.
+    by_rows = [
+        _has_rows(block) and state.takes_rows(_count(block, calls))
+        for (block, calls), state in zip(pairs, states, strict=True)
+    ]
+    outputs = [call.output for calls, takes in zip(calls_of, by_rows, strict=True) if takes for call in calls]
+    plain = [v for block, takes in zip(layout.blocks, by_rows, strict=True) if not takes for v in block.variables]
     pulled = batch.gradient([*outputs, *(v.value for v in plain)], y, batch.weights)
     at_outputs = iter(pulled[: len(outputs)])
     of_variables = dict(zip(map(id, plain), _replicas.total(pulled[len(outputs) :]), strict=True))
@@ -41,8 +51,8 @@ def gradients_of(fisher: Fisher, layout: Layout, y: TensorLike) -> list[Gradient
             if id(v) in of_variables:
                 of_variables[id(v)] += more
     found = []
-    for block, calls in zip(layout.blocks, calls_of, strict=True):
-        if _takes_rows(block):
+    for (block, calls), takes in zip(pairs, by_rows, strict=True):
+        if takes:
             found.append(Gradient(None, *_rows(block, calls, [next(at_outputs) for _ in calls], dtype)))
         else:
             found.append(Gradient(block.joined([of_variables[id(v)] for v in block.variables])))
@@ -68,7 +78,8 @@ def calls_agree(fisher: Fisher, layout: Layout) -> tf.Tensor:
     batch, dtype = fisher.batch, fisher.dtype
     linear = batch.linearization
     calls_of = calls_of_blocks(layout.blocks, batch.record, linear)
-    outputs = _outputs(layout, calls_of)
+    pairs = zip(layout.blocks, calls_of, strict=True)
+    outputs = [call.output for block, calls in pairs if _has_rows(block) for call in calls]
     if not outputs:
         return tf.constant(True)
     # At random: what BatchNormalization gives sums to the same number whatever the weights before it are.
@@ -79,7 +90,7 @@ def calls_agree(fisher: Fisher, layout: Layout) -> tf.Tensor:
     for block, calls, zeros in zip(
         layout.blocks, calls_of, layout.split(tf.zeros([layout.flat.size], dtype)), strict=True
     ):
-        if _takes_rows(block):
+        if _has_rows(block):
             h, e = _rows(block, calls, [next(at_outputs) for _ in calls], dtype)
             a, b = tf.reduce_sum(h, 0), tf.reduce_sum(e, 0)
             by_rows += tf.reduce_sum(tf.linalg.matvec(h, a) * tf.linalg.matvec(e, b))
@@ -92,15 +103,17 @@ def calls_agree(fisher: Fisher, layout: Layout) -> tf.Tensor:
     return ~(tf.abs(by_rows - by_jacobian) > _TOLERANCE * linear.rounding * scale)
 
 
-def _takes_rows(block: Block) -> bool:
+def _has_rows(block: Block) -> bool:
     plain = block.matrix is not None and block.matrix.has_plain_inputs
     return plain and all(getattr(v, "regularizer", None) is None for v in block.variables)
 
 
-def _outputs(layout: Layout, calls_of: list[list[LayerCall]]) -> list[tf.Tensor]:
-    """The outputs of the calls that are taken as rows."""
-    pairs = zip(layout.blocks, calls_of, strict=True)
-    return [call.output for block, calls in pairs if _takes_rows(block) for call in calls]
+def _count(block: Block, calls: list[LayerCall]) -> int | None:
+    """How many rows there are, over all examples and positions; `None` where that is not known."""
+    sizes = [call.output.shape.num_elements() for call in calls]
+    if any(size is None for size in sizes) or any(call.rows is not None for call in calls):
+        return None
+    return sum(sizes) // block.matrix.columns
 
 
 def _rows(

@@ -50,6 +50,9 @@ class Inverse(Protocol):
     def times(self, rows: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
         """Computes products of rows `[k, d]` with the inverse."""
 
+    def times_columns(self, columns: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
+        """Computes products of the inverse with columns `[d, k]`, without transposing them."""
+
 
 class Dense:
     """The inverse as a matrix, by Cholesky; where that fails, of the factor with ten times the damping.
@@ -84,6 +87,9 @@ class Dense:
     def times(self, rows: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
         return tf.linalg.matmul(rows, parts[0])
 
+    def times_columns(self, columns: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
+        return tf.linalg.matmul(parts[0], columns)
+
 
 class Diagonal:
     """The inverse of a diagonal factor, that of an embedding's inputs.
@@ -106,6 +112,9 @@ class Diagonal:
 
     def times(self, rows: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
         return rows * parts[0]
+
+    def times_columns(self, columns: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
+        return parts[0][:, None] * columns
 
 
 class LowRank:
@@ -144,6 +153,11 @@ class LowRank:
     def times(self, rows: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
         vectors, values, rest = parts
         return rows * rest + tf.linalg.matmul(tf.linalg.matmul(rows, vectors) * values, vectors, transpose_b=True)
+
+    def times_columns(self, columns: tf.Tensor, parts: list[tf.Tensor]) -> tf.Tensor:
+        vectors, values, rest = parts
+        image = values[:, None] * tf.linalg.matmul(vectors, columns, transpose_a=True)
+        return rest * columns + tf.linalg.matmul(vectors, image)
 
 
 __all__ = ["Dense", "Diagonal", "Inverse", "LowRank", "Part"]

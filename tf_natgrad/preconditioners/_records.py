@@ -17,12 +17,14 @@ class State(NamedTuple):
         updates: how many batches entered the averages.
         averages: for each block, its running averages.
         inverses: for each block, what is made of them every now and then.
+        changed: whether averages or inverses are others than those in the variables, a scalar boolean.
     """
 
     step: tf.Tensor
     updates: tf.Tensor
     averages: list[list[tf.Tensor]]
     inverses: list[list[tf.Tensor]]
+    changed: tf.Tensor | bool = False
 
 
 class Phase(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from tf_natgrad import _conditions
+from tf_natgrad import _conditions, _replicas
 from tf_natgrad.layers.kronecker import Block
 from tf_natgrad.preconditioners._blocks import BlockState
 from tf_natgrad.preconditioners._inverses import Part
@@ -87,10 +87,25 @@ class Storage:
 
     def keep(self, state: State, where: tf.Tensor | bool) -> None:
         """Puts a state into the variables where a condition holds."""
-        new = tf.nest.flatten([state.step, state.updates, *zip(state.averages, state.inverses, strict=True)])
-        old = [tf.convert_to_tensor(v.value) for v in self._used]
-        for variable, value in zip(self._used, _conditions.chosen(tf.convert_to_tensor(where), new, old), strict=True):
-            variable.assign(value)
+        where, counts = tf.convert_to_tensor(where), len(_COUNTS)
+        for variable, value in zip(self._used[:counts], (state.step, state.updates), strict=True):
+            variable.assign(tf.where(where, value, variable.value))
+        if state.changed is False:
+            return
+        variables = self._used[counts:]
+        values = tf.nest.flatten(list(zip(state.averages, state.inverses, strict=True)))
+
+        def assign(values: list[tf.Tensor] = values) -> None:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+        if _replicas.several():
+            # The variables of a strategy are not written inside a condition.
+            before = [tf.convert_to_tensor(v.value) for v in variables]
+            assign(_conditions.chosen(where & state.changed, values, before))
+        else:
+            # Most steps change no more than the counts; to write the rest anew takes long where layers are small.
+            tf.cond(where & state.changed, assign, lambda: None)
 
 
 def _plain_variable(

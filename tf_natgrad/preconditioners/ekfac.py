@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tf_natgrad import _conditions, _replicas
+from tf_natgrad import _conditions, _keras, _replicas
 from tf_natgrad.layers.eigenvalues import second_moments
 from tf_natgrad.operators import Fisher
 from tf_natgrad.preconditioners.kfac import KFAC
@@ -82,7 +82,8 @@ class EKFAC(KFAC):
             mixed = [s + (new - s) / batches for s, new in zip(before, found, strict=True)]
             return _conditions.chosen(_conditions.is_finite(*found), mixed, before)
 
-        values = _replicas.cond(self._due(step)[0], updated, lambda: before) if chosen else []
+        due = self._due(step)[0]
+        values = _replicas.cond(due, updated, lambda: before, _keras.seldom) if chosen else []
         after = dict(zip(chosen, values, strict=True))
         return [[*parts[:2], after[k]] if k in after else parts for k, parts in enumerate(inverses)]
 

@@ -99,8 +99,7 @@ class NaturalGradientMixin(_keras.UnderStrategies):
         if _replicas.several():
             return logs | {REFUSED: refusal_of(refusals_of(plan, verdict))}
         # An assertion that fails ends the graph: it comes after all that is to be as the step left it.
-        settled = [tf.convert_to_tensor(v.value) for v in (*self.variables, *self.optimizer.variables)]
-        with tf.control_dependencies([*tf.nest.flatten(logs), *settled]):
+        with tf.control_dependencies([*tf.nest.flatten(logs), *_side_effects()]):
             judge(refusals_of(plan, verdict))
         return logs
 
@@ -285,6 +284,14 @@ def natural_gradient_model(model: keras.Model) -> NaturalGradientModel:
         return tensors[0] if len(tensors) == 1 else tensors
 
     return NaturalGradientModel(single(inputs), single(outputs), name=model.name)
+
+
+def _side_effects() -> list[tf.Operation]:
+    """The operations of the graph that is being traced that have effects; none in eager code, where all are done."""
+    graph = _keras.graph_now()
+    # To read all variables instead took longer than to write them.
+    operations = [] if graph is None else graph.get_operations()
+    return [op for op in operations if op.op_def.is_stateful and op.type not in ("ReadVariableOp", "Placeholder")]
 
 
 def _refuse_parts(model: keras.Model, variables: list[keras.Variable]) -> None:

@@ -310,7 +310,9 @@ class NaturalGradient(_keras.SeparateWeightDecay, _keras.SameOnAllReplicas, Unde
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
         """Subtracts the scaled direction from one variable."""
-        self.assign_sub(variable, tf.cast(learning_rate, variable.dtype) * tf.cast(gradient, variable.dtype))
+        # Zeros leave the variable as it is, whatever the rate: a step that is left out need not be put back.
+        step = tf.math.multiply_no_nan(tf.cast(learning_rate, variable.dtype), tf.cast(gradient, variable.dtype))
+        self.assign_sub(variable, step)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, the solver serialised; the damping as it is now, unless it adapts itself.

@@ -119,7 +119,8 @@ def _with_momentum(
     shrink = kl_shrink(slope, settings.rate, settings.max_kl)
     parts = [shrink * d for d in parts]
     if settings.momentum is not None:
-        momentum = tf.cast(settings.momentum, slope.dtype)
+        # A variable would be read once for each product.
+        momentum = tf.cast(tf.convert_to_tensor(settings.momentum), slope.dtype)
         parts = [d + momentum * last for d, last in zip(parts, settings.last, strict=True)]
     return shrink, parts
 

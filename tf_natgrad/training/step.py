@@ -17,6 +17,7 @@ from tf_natgrad.errors import NonFiniteError
 from tf_natgrad.steps import StepReport, Trial, accept
 from tf_natgrad.training._beside import apply_beside, without_loss_scale
 from tf_natgrad.training._replicated import judge_together
+from tf_natgrad.training.optimizer import NaturalGradient
 from tf_natgrad.training.plan import Data, Plan, trial_loss
 
 NOT_FINITE = (
@@ -133,14 +134,14 @@ def update(plan: Plan, verdict: Verdict) -> None:
         natural.preconditioner.keep(plan.direction.state, verdict.sound)
         set_here |= {id(v) for v in natural.preconditioner.variables}
     state = [v for v in natural.variables if id(v) not in set_here]
-    before = [tf.identity(tf.convert_to_tensor(v.value)) for v in state]
-    kept = [tf.identity(tf.convert_to_tensor(v.value)) for v in plan.variables]
     if plan.decays_first:
         # It stays where the search rejects the step.
-        for k, variable in enumerate(plan.variables):
-            decayed = tf.where(verdict.sound, natural.decayed(variable), kept[k])
-            variable.assign(decayed)
-            kept[k] = decayed
+        for variable in plan.variables:
+            value = tf.convert_to_tensor(variable.value)
+            variable.assign(tf.where(verdict.sound, natural.decayed(variable), value))
+    # A value that is held makes the update of a variable copy it.
+    state += [v for v in plan.variables if not _stays_at_zero(plan, v)]
+    before = [tf.identity(tf.convert_to_tensor(v.value)) for v in state]
     scaled = plan.steps
     if verdict.report is not None:
         scaled = [s * tf.cast(verdict.report.scale, s.dtype) for s in plan.steps]
@@ -148,19 +149,28 @@ def update(plan: Plan, verdict: Verdict) -> None:
     # Not even a step is counted of a batch that could not be read.
     with tf.control_dependencies([verdict.accepted]):
         natural.apply_direction(steps, plan.variables, decayed=plan.decays_first)
-    put_back([*plan.variables, *state], [*kept, *before], ~verdict.accepted)
+    put_back(state, before, ~verdict.accepted)
     put_back(*plan.statistics, ~verdict.sound)
     _note(plan, verdict, slots, number)
+
+
+def _stays_at_zero(plan: Plan, variable: keras.Variable) -> bool:
+    """Whether Keras's update with a step of zeros leaves a variable as it is."""
+    natural = plan.natural
+    plain = type(natural).update_step is NaturalGradient.update_step and not natural.ema_overwrite_frequency
+    written = variable.constraint is not None or getattr(variable, "overwrite_with_gradient", False)
+    return plain and not written and (plan.decays_first or not natural.weight_decay)
 
 
 def _note(plan: Plan, verdict: Verdict, slots: list[keras.Variable], number: tf.Tensor) -> None:
     """Counts the step, keeps its direction, and adapts the damping."""
     natural, report = plan.natural, verdict.report
-    # Momentum restarts after a step that failed: damping that grows would turn the next one into the last.
-    held = verdict.accepted if report is None else verdict.accepted & tf.equal(report.backtracks, 0)
-    zeros = [tf.zeros(slot.shape, slot.dtype) for slot in slots]
     directions = [tf.cast(d, slot.dtype) for slot, d in zip(slots, plan.direction.parts if slots else [], strict=True)]
-    put_back(slots, _conditions.chosen(held, directions, zeros), verdict.sound)
+    if report is not None:
+        # Momentum restarts after a step that failed: damping that grows would turn the next one into the last.
+        held = verdict.accepted & tf.equal(report.backtracks, 0)
+        directions = _conditions.chosen(held, directions, [tf.zeros(slot.shape, slot.dtype) for slot in slots])
+    put_back(slots, directions, verdict.sound)
     rejected = verdict.sound & ~verdict.accepted
     natural.rejected_steps.assign_add(tf.cast(rejected, natural.rejected_steps.dtype))
     natural.skipped_steps.assign_add(tf.cast(~verdict.sound, natural.skipped_steps.dtype))

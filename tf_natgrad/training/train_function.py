@@ -106,8 +106,8 @@ class TrainFunction:
 
     def _warn_of_far_steps(self, logs: dict[str, Any]) -> None:
         # Where the loss after the step is looked at there is nothing to warn of, and to wait for.
-        if self._natural.line_search is None and logs["kl"] > _FAR:
-            _checks.log_once(_TOO_FAR.format(float(logs["kl"])))
+        if self._natural.line_search is None and (kl := float(logs["kl"])) > _FAR:
+            _checks.log_once(_TOO_FAR.format(kl))
 
     def _planned_steps(self, iterator: Any) -> dict[str, Any]:
         if self._needs_no_look(iterator):

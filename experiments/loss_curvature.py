@@ -28,9 +28,10 @@ from collections.abc import Iterator, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_dataset, add_recording, check_recording, output_folder, positive, show_log
-from _drawing import BLUE, GREEN, GREY, ORANGE, RED, pyplot, save, set_caption, title_of
-from _recording import Recorder, Row, as_text, read_rows
+from drawing.style import BLUE, GREEN, GREY, ORANGE, RED, pyplot, save, set_caption
+from kit.arguments import add_dataset, add_recording, check_recording, output_folder, positive, show_log
+from kit.recording import Recorder, Row, as_text, read_rows
+from kit.runs import title_of
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--replot` need not wait for TensorFlow.
 

@@ -28,7 +28,8 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import (
+from drawing.style import BLUE, GREEN, ORANGE, PURPLE, SKY, pyplot, save, set_caption
+from kit.arguments import (
     add_recording,
     check_recording,
     check_table,
@@ -38,10 +39,9 @@ from _arguments import (
     show_log,
     some_of,
 )
-from _drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, pyplot, save, set_caption
-from _equations import EQUATIONS, Equation
-from _recording import Recorder, Row, read_rows
-from _runs import KeyedRun, complete_runs, is_complete, machine, put_back
+from kit.equations import EQUATIONS, Equation
+from kit.recording import Recorder, Row, read_rows
+from kit.runs import KeyedRun, complete_runs, is_complete, machine, put_back
 
 LOGGER = logging.getLogger("tf_natgrad")
 

@@ -28,9 +28,9 @@ from collections.abc import Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import add_recording, check_recording, output_folder, positive, show_log
-from _drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, pyplot, save, set_caption
-from _recording import Recorder, Row, as_text, read_rows
+from drawing.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, pyplot, save, set_caption
+from kit.arguments import add_recording, check_recording, output_folder, positive, show_log
+from kit.recording import Recorder, Row, as_text, read_rows
 
 # TensorFlow, Gymnasium and matplotlib are imported where they are used: `--help` and `--replot` need not wait for them.
 

@@ -36,18 +36,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from _arguments import (
-    add_dataset,
-    add_recording,
-    check_recording,
-    check_table,
-    output_folder,
-    positive,
-    set_threads,
-    show_log,
-    some_of,
-)
-from _drawing import (
+from drawing.style import (
     BLACK,
     BLUE,
     BROWN,
@@ -61,9 +50,19 @@ from _drawing import (
     pyplot,
     save,
     set_caption,
-    title_of,
 )
-from _raced import (
+from kit.arguments import (
+    add_dataset,
+    add_recording,
+    check_recording,
+    check_table,
+    output_folder,
+    positive,
+    set_threads,
+    show_log,
+    some_of,
+)
+from kit.raced import (
     AUTOENCODERS,
     DEFAULTS_SEEDS,
     DIVERGED,
@@ -77,8 +76,8 @@ from _raced import (
     TUNING_SEED,
     network,
 )
-from _recording import Recorder, Row, as_text, read_rows
-from _runs import KeyedRun, complete_runs, is_complete, machine, put_back
+from kit.recording import Recorder, Row, as_text, read_rows
+from kit.runs import KeyedRun, complete_runs, is_complete, machine, put_back, title_of
 
 # TensorFlow and matplotlib are imported where they are used: `--help` and `--table` need not wait for TensorFlow.
 

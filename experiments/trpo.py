@@ -29,9 +29,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import policy_curvature
-from _arguments import add_recording, check_recording, output_folder, set_threads, show_log
-from _drawing import BLUE, GREEN, ORANGE, PURPLE, RED, pyplot, save, set_caption
-from _recording import Key, Recorder, Row, as_text, read_rows
+from drawing.style import BLUE, GREEN, ORANGE, PURPLE, RED, pyplot, save, set_caption
+from kit.arguments import add_recording, check_recording, output_folder, set_threads, show_log
+from kit.recording import Key, Recorder, Row, as_text, read_rows
 from policy_curvature import by, column
 
 # TensorFlow, Gymnasium and matplotlib are imported where they are used: `--help` and `--replot` need not wait for them.

@@ -161,7 +161,7 @@ def test_table_of_rows_made_by_hand(script, capsys, tmp_path):
     assert cells[2]["largest KL / limit"] == "1.2500" and cells[0]["rejected updates"] == "10 of 10"
     assert len(script.table(rows).splitlines()) == len(cells) + 1
 
-    recorder = importlib.import_module("_recording").Recorder
+    recorder = importlib.import_module("kit.recording").Recorder
     for name, columns in zip(script.FILES[:2], (script.RUN_COLUMNS, script.CURVE_COLUMNS), strict=True):
         own = recorder(tmp_path / name, columns, columns)
         for row in rows if name == script.FILES[0] else ():

@@ -1,4 +1,4 @@
-"""What the figures share: colours, the data set's name, the caption under the axes."""
+"""What the figures share: colours, the caption under the axes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,6 @@ def pyplot():
     import matplotlib.pyplot as plt
 
     return plt
-
-
-def title_of(dataset: str, image_size: int | str) -> str:
-    """The data set in words."""
-    name = "MNIST" if dataset == "mnist" else "scikit-learn's digits (not MNIST)"
-    return f"{name}, {image_size}x{image_size}"
 
 
 def set_caption(figure, text: str) -> None:

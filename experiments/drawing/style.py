@@ -22,7 +22,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, OLIVE, GREY, BROWN, BLACK = (
 # Inches. All figures have the same width, so that letters have the same size in all, and can be read at half of it.
 WIDTH = 11.0
 DPI = 150
-CAPTION_LINES = 3
 SETTINGS = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -54,7 +53,7 @@ def dash(number: int) -> str:
 
 
 def set_caption(figure, text: str) -> None:
-    """Sets the text under the axes, of at most `CAPTION_LINES` lines, and makes room for it."""
+    """Sets the text under the axes, three lines or less, and makes room for it: more numbers belong into tables."""
     lines = textwrap.wrap(text, int(figure.get_figwidth() * 13.2))
     height = (0.25 + 0.19 * len(lines)) / figure.get_figheight()
     figure.tight_layout(rect=(0, height, 1, 0.99), h_pad=1.5)

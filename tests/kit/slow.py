@@ -57,6 +57,7 @@ SLOW: dict[str, list[str]] = {
     "distributions/test_targets.py": ["*[micro_batches*", "test_shapes_of_one_meaning_train_alike*adam]"],
     "experiments/test_data.py": ["test_auto_decides*"],
     "experiments/test_errata.py": ["*"],
+    "experiments/test_figures.py": ["test_the_recorded_rows*"],
     "experiments/test_loss_curvature.py": ["*"],
     "experiments/test_mnist_experiment.py": ["*"],
     "experiments/test_pde.py": ["test_a_smoke*", "test_contestants*"],

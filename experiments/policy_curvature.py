@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+
 from drawing.policy_curvature import draw_curvature, draw_lines, draw_surface, draw_variance
 from kit import arguments as options
 from kit.policies import (

@@ -26,6 +26,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+
 from drawing.trpo import draw_curvature, draw_learning
 from kit import arguments as options
 from kit import policies

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 
 import numpy as np
-from kit.loss_results import CLASSES, DENSITY_WIDTH, MEASURED, Curve, Exact, Results
-from kit.recording import column
 
 from drawing.style import BLUE, GREEN, GREY, ORANGE, RED, WIDTH, dash, pyplot, save, set_caption
+from kit.loss_results import CLASSES, DENSITY_WIDTH, MEASURED, Curve, Exact, Results
+from kit.recording import column
 
 # Colour and mark; seeds differ in their lines.
 OPTIMIZERS = {"SGD": (BLUE, "o"), "Adam": (ORANGE, "s"), "natural gradient": (GREEN, "^")}

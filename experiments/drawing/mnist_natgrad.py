@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from drawing.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, pyplot, save, set_caption
 from kit.mnist_results import (
     AUTHOR,
     COST_BATCH_SIZE,
@@ -18,8 +20,6 @@ from kit.mnist_results import (
     dash,
     median_or_none,
 )
-
-from drawing.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, WIDTH, pyplot, save, set_caption
 
 AUTHOR_STOPPED = 63
 # Colour and line.

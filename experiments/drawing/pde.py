@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from drawing.style import BLUE, GREEN, ORANGE, PURPLE, SKY, WIDTH, pyplot, save, set_caption
 from kit.equations import EQUATIONS
 from kit.pde_results import CONTESTANTS, NAMES, SOLUTION_COLUMNS, TUNING_SEED, runs_of
 from kit.recording import Row, column
-
-from drawing.style import BLUE, GREEN, ORANGE, PURPLE, SKY, WIDTH, pyplot, save, set_caption
 
 # Colour, line and mark.
 STYLES = {

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from kit.policy_results import LEVEL, described, threshold_of
-from kit.recording import Row, by, column
 
 from drawing.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, WIDTH, dash, pyplot, save, set_caption
+from kit.policy_results import LEVEL, described, threshold_of
+from kit.recording import Row, by, column
 
 DIRECTIONS = {"gradient": BLUE, "top eigenvector": RED, "bottom eigenvector": GREEN, "random": GREY}
 # Colour, line and mark of the estimators, in the order of the file.

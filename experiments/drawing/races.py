@@ -7,11 +7,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from kit.race_grids import OWN, TUNING_SEED
-from kit.race_networks import Problem
-from kit.race_results import CONTESTANTS, NAMES, Result, race_of, results_of
-from kit.recording import Row
-from kit.runs import title_of
 
 from drawing.style import (
     BLACK,
@@ -29,6 +24,11 @@ from drawing.style import (
     save,
     set_caption,
 )
+from kit.race_grids import OWN, TUNING_SEED
+from kit.race_networks import Problem
+from kit.race_results import CONTESTANTS, NAMES, Result, race_of, results_of
+from kit.recording import Row
+from kit.runs import title_of
 
 # Colour, line and mark: first-order methods are broken lines, natural gradients whole ones.
 STYLES = {

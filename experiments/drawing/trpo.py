@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from drawing.style import BLUE, GREEN, ORANGE, PURPLE, RED, WIDTH, pyplot, save, set_caption
 from kit.policy_results import described, threshold_of
 from kit.recording import Row, by, column
 from kit.trpo_results import ACTIONS, Task, curve_of, in_order, interval, runs_of
-
-from drawing.style import BLUE, GREEN, ORANGE, PURPLE, RED, WIDTH, pyplot, save, set_caption
 
 # Colour, line and mark of a set of seeds; of an optimizer.
 SETS = {

@@ -48,6 +48,8 @@ from kit.recording import Recorder, read_rows
 
 LOGGER = logging.getLogger("tf_natgrad")
 
+# --- The recipe -------------------------------------------------------------------------------------------------------
+
 # Name: learning rate, damping. The rates were chosen so that each learns fast and none diverges.
 OPTIMIZERS = {"SGD": (0.5, None), "Adam": (0.003, None), "natural gradient": (0.7, 0.1)}
 HIDDEN = 32

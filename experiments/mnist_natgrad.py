@@ -73,7 +73,7 @@ def update(weights, learning_rate: float, direction) -> None:
     weights.assign_sub(learning_rate * tf.reshape(direction, weights.shape))
 
 
-# The author's three: name, metric, learning rate, batch size.
+# The author's three recipes: name, metric, learning rate, batch size.
 AUTHOR = (
     ("March script", "logits", 0.1, 16),
     ("June script", "probs", 4e-4, 16),

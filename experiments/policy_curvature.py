@@ -60,7 +60,9 @@ from kit.tabular import run_variances
 
 # TensorFlow, Gymnasium and matplotlib are imported where they are used: `--help` and `--replot` need not wait for them.
 
-# How each environment is learned: the recipe.
+# --- The recipe -------------------------------------------------------------------------------------------------------
+
+# Steps after which an episode is cut, updates, episodes of an update, rate of Adam, the return in words.
 TASKS = {
     "CartPole-v1": Task(200, 25, 32, 0.01, "1 per step"),
     "Acrobot-v1": Task(500, 40, 16, 0.01, "-1 per step"),

@@ -161,8 +161,8 @@ def _fate(results: Results, name: str) -> str:
 
 def _convergence_caption(results: Results) -> str:
     parts = [
-        f"Exploded: a batch's loss is above {EXPLODED_LOSS:g}, on so many seeds; shaded: where. Batch 16, no damping, "
-        "if not said otherwise. Thin: single seeds, batch losses; bands: least to greatest over seeds."
+        f"Exploded: a batch's loss is above {EXPLODED_LOSS:g} (in brackets: seeds); shaded: where. Batch 16, no "
+        "damping, if not said otherwise. Thin: single seeds, batch losses; bands: least to greatest over seeds."
     ]
     gradient, corrected = results.curves("gradient descent"), results.curves("corrected")
     if gradient and corrected:

@@ -66,10 +66,6 @@ class Results:
         """The runs of an optimizer, by seed."""
         return [Curve(rows) for rows in self.rows if rows[0]["optimizer"] == optimizer]
 
-    def whole(self, optimizer: str, column: str) -> float:
-        """The mean over seeds at the end, for all training images together."""
-        return float(np.mean([curve.whole(column)[1][-1] for curve in self.curves(optimizer)]))
-
     def at(self, optimizer: str, column: str, iteration: int) -> tuple[float, float]:
         """Mean over seeds and subsamples at a checkpoint, and the spread over subsamples (root mean square)."""
         found = [

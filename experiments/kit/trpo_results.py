@@ -68,7 +68,6 @@ class Task:
         targets: by the kind of evaluation.
         published: what is published, in words, by the kind of evaluation.
         line: a published mean return.
-        spread: its published standard deviation over episodes.
         label: the same in a legend.
         changed: whether the settings were changed after the confirming seeds had been looked at.
     """
@@ -78,7 +77,6 @@ class Task:
     targets: Mapping[str, Target]
     published: Mapping[str, str]
     line: float
-    spread: float
     label: str
     changed: bool = False
 

@@ -64,6 +64,7 @@ SLOW: dict[str, list[str]] = {
     ],
     "experiments/test_data.py": ["test_auto_decides*"],
     "experiments/test_errata.py": ["*"],
+    "experiments/test_figures.py": ["test_the_recorded_rows*"],
     "experiments/test_loss_curvature.py": ["*"],
     "experiments/test_mnist_experiment.py": ["*"],
     "experiments/test_pde.py": ["test_a_smoke*", "test_contestants*"],

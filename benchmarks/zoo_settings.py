@@ -30,7 +30,8 @@ from tf_natgrad._files import CsvFile
 from tf_natgrad._progress import progress_bar
 
 FIGURES = pathlib.Path(__file__).parent.parent / "figures"
-COLUMNS = ("recipe", "model", "setting", "seed", "seconds", "steps", "loss", "train")
+COLUMNS = ("recipe", "model", "setting", "seed", "seconds", "steps", "loss")
+KEY = ("model", "recipe", "setting", "seed", "seconds")
 AS_IT_COMES = "as it comes"
 # For each recipe: its `fisher`, and what is tried beside its own numbers.
 RECIPES: dict[str, tuple[Any, dict[str, dict[str, Any]]]] = {
@@ -80,7 +81,7 @@ def run(name: str, recipe: str, setting: str, seed: int, seconds: float) -> dict
             training.step()
         return {
             **{"recipe": recipe, "model": name, "setting": setting, "seed": seed, "seconds": seconds},
-            **{"steps": training.steps, "loss": training.loss(), "train": training.loss(train=True)},
+            **{"steps": training.steps, "loss": training.loss()},
         }
     finally:
         keras.config.set_dtype_policy("float32")
@@ -95,11 +96,17 @@ def _optimizer(fisher: Any, changed: dict[str, Any]) -> ng.NaturalGradient:
     return ng.NaturalGradient(fisher=fisher, **changed)
 
 
+def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
+    """What was run before."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def table_of(path: pathlib.Path) -> str:
     """Ratios of test losses (medians of the seeds) to those as it comes, and their geometric means, in Markdown."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    blocks = []
+    rows, blocks = rows_of(path), []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         losses: dict[tuple[str, str], list[float]] = {}
         for row in rows:
@@ -121,19 +128,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="of training for each run (default 6)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each (default 2)")
-    parser.add_argument("--out", type=pathlib.Path, default=FIGURES / "zoo_settings.csv", help="the CSV file")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=FIGURES / "zoo_settings.csv", help="the CSV file, which is added to"
+    )
     parser.add_argument("--table", action="store_true", help="print the tables of the CSV file, and nothing else")
     options = parser.parse_args()
     if not options.table:
         aside = {name: recipe_of(name) for name, animal in ZOO.items() if animal.aside}
         runs = [
             (name, recipe, setting, seed, options.seconds)
-            for name, recipe in aside.items()
             for seed in range(options.seeds)
+            for name, recipe in aside.items()
             for setting in (AS_IT_COMES, *RECIPES[recipe][1])
         ]
+        done = {tuple(row[column] for column in KEY) for row in rows_of(options.out)}
+        runs = [one for one in runs if tuple(map(str, one)) not in done]
         file = CsvFile(options.out)
-        file.clear()
+        file.resume()
         for one in progress_bar(runs, desc="settings", unit="run"):
             file.append(run(*one))
     print(table_of(options.out))

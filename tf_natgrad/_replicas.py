@@ -6,12 +6,16 @@ an exchange inside `tf.cond` and `tf.while_loop`, so none of these functions may
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
 
 T = TypeVar("T")
+# A strategy may trace its replicas in threads of their own.
+_own = threading.local()
 
 
 class Place(NamedTuple):
@@ -53,10 +57,25 @@ class Place(NamedTuple):
         return tf.ensure_shape(padded, [None, *tensor.shape[1:]])
 
 
+@contextlib.contextmanager
+def each_for_itself() -> Iterator[None]:
+    """Within, a replica knows of no others: what it computes is of its own examples alone."""
+    before, _own.is_alone = is_alone(), True
+    try:
+        yield
+    finally:
+        _own.is_alone = before
+
+
+def is_alone() -> bool:
+    """Whether this code runs within `each_for_itself`."""
+    return getattr(_own, "is_alone", False)
+
+
 def count() -> int:
     """Returns the number of replicas that take part in this step; 1 outside of a replica."""
     context = tf.distribute.get_replica_context()
-    return 1 if context is None else context.num_replicas_in_sync
+    return 1 if context is None or is_alone() else context.num_replicas_in_sync
 
 
 def several() -> bool:
@@ -78,7 +97,7 @@ def place(batch: tf.Tensor) -> Place | None:
     own = tf.shape(batch)[0]
     # Integers of 32 bits are on the host, where devices do not exchange.
     sizes = tf.cast(gathered(tf.cast(own, tf.int64)[None]), tf.int32)
-    return Place(tf.reduce_sum(sizes[: _number()]), own, tf.reduce_sum(sizes))
+    return Place(tf.reduce_sum(sizes[: number()]), own, tf.reduce_sum(sizes))
 
 
 def total(value: T) -> T:
@@ -92,7 +111,8 @@ def total(value: T) -> T:
     """
     if not several():
         return value
-    flat = tf.nest.flatten(value)
+    given = tf.nest.flatten(value)
+    flat = [_travelling(tensor) for tensor in given]
     found = list(flat)
     # In one order on all workers.
     for dtype in dict.fromkeys(tensor.dtype for tensor in flat):
@@ -101,7 +121,7 @@ def total(value: T) -> T:
             tf.distribute.ReduceOp.SUM, [tf.identity(flat[k]) for k in places]
         )
         for k, summed in zip(places, sums, strict=True):
-            found[k] = tf.ensure_shape(summed, flat[k].shape)
+            found[k] = tf.cast(tf.ensure_shape(summed, flat[k].shape), given[k].dtype)
     return tf.nest.pack_sequence_as(value, found)
 
 
@@ -120,8 +140,13 @@ def gathered(tensor: tf.Tensor, axis: int = 0) -> tf.Tensor:
     shape = tensor.shape.as_list()
     shape[axis] = None
     # A tensor that comes straight out of a data set is not accepted by several workers.
-    found = tf.distribute.get_replica_context().all_gather(tf.identity(tensor), axis=axis)
-    return tf.ensure_shape(found, shape)
+    found = tf.distribute.get_replica_context().all_gather(tf.identity(_travelling(tensor)), axis=axis)
+    return tf.cast(tf.ensure_shape(found, shape), tensor.dtype)
+
+
+def _travelling(tensor: tf.Tensor) -> tf.Tensor:
+    """What is exchanged of a tensor: TensorFlow takes no bfloat16."""
+    return tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
 
 
 def of_first(value: T) -> T:
@@ -135,7 +160,7 @@ def of_first(value: T) -> T:
     """
     if not several():
         return value
-    first = tf.equal(_number(), 0)
+    first = tf.equal(number(), 0)
     return total(tf.nest.map_structure(lambda t: tf.where(first, t, tf.zeros_like(t)), value))
 
 
@@ -175,9 +200,22 @@ def cond(
     return tf.nest.map_structure(lambda a, b: tf.where(predicate, a, b), true(), false())
 
 
-def _number() -> tf.Tensor:
-    """The number of this replica, from 0."""
+def number() -> tf.Tensor:
+    """Returns the number of this replica, from 0."""
     return tf.convert_to_tensor(tf.distribute.get_replica_context().replica_id_in_sync_group)
 
 
-__all__ = ["Place", "cond", "count", "gathered", "hold", "of_first", "place", "several", "total"]
+__all__ = [
+    "Place",
+    "cond",
+    "count",
+    "each_for_itself",
+    "gathered",
+    "hold",
+    "is_alone",
+    "number",
+    "of_first",
+    "place",
+    "several",
+    "total",
+]

@@ -111,6 +111,7 @@ SLOW: dict[str, list[str]] = {
         "test_progress*",
         "test_reductions*",
     ],
+    "operators/test_distributed.py": ["*"],
     "operators/test_kronecker.py": [
         "test_factors_are*reduce]",
         "test_factors_are*-True-*",
@@ -203,6 +204,7 @@ SLOW: dict[str, list[str]] = {
         "test_what_does_not*",
         "test_layers_with*",
         "test_single*",
+        "test_mixed*",
         "test_workers*",
         "test_keras_still*",
         "test_a_worker_that*",

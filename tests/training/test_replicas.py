@@ -5,15 +5,10 @@ several workers, have to be there before TensorFlow starts.
 """
 
 import functools
-import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 
 import pytest
-import scripts
+from processes import finished, pair, started
 
 # Roundings of float64 that ten steps may take; a search adds those of the losses that it compares.
 FIXED, SEARCHED = 1e-10, 1e-9
@@ -25,9 +20,10 @@ GROUPS = {
     "losses": ("2", ["weighted", "l2", "beside", "layers", "regression", "decay", "several", "masked", "far"]),
     "faults": ("2", ["spoilt:y", "spoilt:skipped", *(f"refused:{w}" for w in ("cg", "parts", "eager", "outside"))]),
     "four": ("4", ["gram", "search", "mc", "kfac", "spoilt:x"]),
-    "single": ("2", ["single:1", "single:10"]),
+    "single": ("2", ["single:1", "single:10", "mixed:mixed_bfloat16", "mixed:mixed_float16"]),
 }
 TRAININGS = [(g, case) for g, (_, cases) in GROUPS.items() for case in cases if ":" not in case]
+WORKERS = ("gram", "search", "cg", "mc", "kfac")
 REFUSALS = {
     "cg": "ConjugateGradient(max_iterations=20)",
     "parts": "`micro_batch_size`",
@@ -36,38 +32,14 @@ REFUSALS = {
 }
 
 
-def started(replicas, cases, **variables):
-    path = os.path.join(scripts.KIT, "replica_runs.py")
-    environment = scripts.environment() | {"CUDA_VISIBLE_DEVICES": "-1"} | variables
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, path, replicas, *cases], env=environment, **pipes)
-
-
-def finished(process):
-    """What a process printed, by case."""
-    out, errors = process.communicate(timeout=1800)
-    assert process.returncode == 0, errors[-3000:]
-    return {found["case"]: found for found in map(json.loads, out.splitlines())}
-
-
 @functools.cache
 def ran(group):
     return finished(started(*GROUPS[group]))
 
 
-def pair(*cases):
-    """Two processes on the loopback address, each a worker with one replica."""
-    with socket.socket() as one, socket.socket() as other:
-        for s in (one, other):
-            s.bind(("127.0.0.1", 0))
-        hosts = [f"127.0.0.1:{s.getsockname()[1]}" for s in (one, other)]
-    tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": k}} for k in range(2)]
-    return [started("worker", cases, TF_CONFIG=json.dumps(task)) for task in tasks]
-
-
 @functools.cache
 def workers():
-    return [finished(process) for process in pair("gram", "search", "kfac", "inference:", "spoilt:x")]
+    return [finished(process) for process in pair(*WORKERS, "inference:", "spoilt:x")]
 
 
 def tolerated(case):
@@ -121,7 +93,14 @@ def test_single_precision(steps, tolerance):
     assert found["difference"] < tolerance and found["equal"]
 
 
-@pytest.mark.parametrize("case", ["gram", "search", "kfac"])
+@pytest.mark.parametrize(("policy", "rounding"), [("mixed_bfloat16", 2**-8), ("mixed_float16", 2**-11)])
+def test_mixed_precision(policy, rounding):
+    found = ran("single")[f"mixed:{policy}"]
+    # Each replica rounds its sum over its share; another order of the batch on one device need not round at all.
+    assert 0 < found["difference"] <= max(rounding, found["permuted"]) and found["equal"]
+
+
+@pytest.mark.parametrize("case", WORKERS)
 def test_workers_train_as_one_device(case):
     first, second = (found[case] for found in workers())
     assert first["difference"] < tolerated(case)

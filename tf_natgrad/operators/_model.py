@@ -18,6 +18,7 @@ from tf_natgrad.linearize import ensure_built
 from tf_natgrad.operators._base import CurvatureOperator
 from tf_natgrad.operators._batch import Batch, run_batch
 from tf_natgrad.operators._dense import over_units
+from tf_natgrad.operators._distributed import DistributedDataSet
 from tf_natgrad.operators._inputs import check_fits, unpack
 from tf_natgrad.operators.sources import DataSet, Examples, MicroBatches, OneBatch, Replicated
 from tf_natgrad.parameters import FlatParameters
@@ -33,7 +34,8 @@ class ModelOperator(CurvatureOperator):
         loss: a Keras loss, its name, or a `Distribution` subclass; for several outputs a list or dictionary of losses.
         data: one batch, `x`, `(x, y)` or `(x, y, sample_weight)`, on which the model is called once; or a finite
             `tf.data.Dataset` of such batches, on which the model is called at each product, in inference mode. Batches
-            are weighted by their sizes.
+            are weighted by their sizes. A data set that `strategy.experimental_distribute_dataset` shared out is summed
+            up by all replicas of the model's strategy.
         sample_weight: sample weights of one batch, or `None`.
         training: the mode in which the model is called on one batch.
         variables: the trainable variables over which the matrix is formed; by default all of the model's.
@@ -77,7 +79,7 @@ class ModelOperator(CurvatureOperator):
         check_collector("conditions", conditions)
         if micro_batch_size is not None:
             _checks.check_number("micro_batch_size", micro_batch_size, minimum=1, integer=True)
-        is_data_set = isinstance(data, tf.data.Dataset)
+        is_data_set = isinstance(data, tf.data.Dataset | tf.distribute.DistributedDataset)
         in_parts = is_data_set or micro_batch_size is not None
         if (in_parts and training) or (is_data_set and sample_weight is not None):
             raise ValueError(
@@ -91,8 +93,8 @@ class ModelOperator(CurvatureOperator):
             )
         if in_parts and _replicas.several():
             raise ValueError(_checks.message("data", "a batch in parts, on several replicas", "one batch", _IN_PARTS))
-        parts = DataSet(data, likelihood.reduction, progress) if is_data_set else None
-        x, y, weights = unpack(next(iter(data)) if is_data_set else data, several)
+        parts = _parts_of(data, model, likelihood.reduction, progress) if is_data_set else None
+        x, y, weights = unpack(parts.first() if is_data_set else data, several)
         check_fits(model, x)
         weights = weights if sample_weight is None else sample_weight
         if self._has_labels and y is None:
@@ -231,7 +233,7 @@ class ModelOperator(CurvatureOperator):
 
     @property
     def is_step_by_step(self) -> bool:
-        return self._source.shows_progress
+        return self._source.is_step_by_step
 
     def map_rows(self, function: Callable[[tf.Tensor], tf.Tensor], rows: tf.Tensor) -> tf.Tensor:
         return self._source.map_rows(function, rows)
@@ -309,6 +311,14 @@ class ModelOperator(CurvatureOperator):
             One tensor per variable.
         """
         return self.batch.gradient(FlatParameters(variables).tensors, y, self.batch.weights)
+
+
+def _parts_of(
+    data: tf.data.Dataset | tf.distribute.DistributedDataset, model: ModelLike, reduction: str, progress: bool
+) -> DataSet | DistributedDataSet:
+    if isinstance(data, tf.data.Dataset):
+        return DataSet(data, reduction, progress)
+    return DistributedDataSet(data, model, reduction, progress)
 
 
 def _check_own(flat: FlatParameters, model: ModelLike) -> None:

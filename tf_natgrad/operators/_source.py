@@ -64,8 +64,8 @@ class Examples(Source):
         """The single batch, recorded once; `None` if the model is called again for each sum."""
 
     @property
-    def shows_progress(self) -> bool:
-        """Whether eager sums show their progress, and are therefore not compiled as a whole."""
+    def is_step_by_step(self) -> bool:
+        """Whether eager sums go through the batches in Python, to show their progress or as they have to."""
         return False
 
     @property
@@ -161,15 +161,13 @@ class InParts(Examples):
             _refuse_mask(batch)
             return function(batch, *operands), tf.size(batch.weights)
 
-        return self._sum(of_part, tf.zeros_like(like), operands, lambda term: self._compiled(("batch", name), term))
+        return self._sum(name, of_part, tf.zeros_like(like), operands)
 
     @abc.abstractmethod
-    def _sum(
-        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
-    ) -> tf.Tensor:
+    def _sum(self, name: str, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor]) -> tf.Tensor:
         """`sum_b share_b function(x_b, y_b, sample_weight_b, b, *operands)`, eagerly or as graph code.
 
-        `function` returns a tensor like `initial`, and the number of positions.
+        `function` returns a tensor like `initial`, and the number of positions; it is the same for the same name.
         """
 
 

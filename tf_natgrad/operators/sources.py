@@ -39,48 +39,28 @@ class DataSet(InParts):
         super().__init__()
         self._dataset = dataset
         self._progress = progress
-        first, second = ([self._fingerprint(batch) for batch in dataset] for _ in range(2))
-        if not first:
-            raise ValueError(_checks.message("data", "an empty data set", "at least one batch"))
-        # As text: NaN, which is refused elsewhere, is not equal to itself.
-        if repr(first) != repr(second):
-            raise ValueError(
-                _checks.message(
-                    "data",
-                    "a data set that gives other batches when it is read again",
-                    "the same batches each time",
-                    "Use `shuffle(..., reshuffle_each_iteration=False)`, and random augmentation before `cache()`.",
-                )
-            )
+        first, second = ([fingerprint(batch) for batch in dataset] for _ in range(2))
+        check_same(first, second)
         self.batches = len(first)
         self._reduction = reduction
 
     @property
-    def shows_progress(self) -> bool:
+    def is_step_by_step(self) -> bool:
         return self._progress
 
-    @staticmethod
-    def _fingerprint(batch: Any) -> tuple[int, tuple]:
-        x, y, sample_weight = unpack(batch)
-        examples = tf.nest.flatten(x)[0].shape[0]
-        content = tuple(
-            float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
-            for t in tf.nest.flatten((x, y, sample_weight))
-            if t is not None and np.asarray(t).dtype.kind in "fiub"
-        )
-        return examples, content
+    def first(self) -> Any:
+        """The first batch."""
+        return next(iter(self._dataset))
 
-    def _sum(
-        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
-    ) -> tf.Tensor:
+    def _sum(self, name: str, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor]) -> tf.Tensor:
         def term(x, y, sample_weight, index, *operands):
             value, positions = function(x, y, sample_weight, index, *operands)
-            count = _count(positions, sample_weight, self._reduction)
+            count = count_of(positions, sample_weight, self._reduction)
             return tf.cast(count, value.dtype) * value, count
 
         count = tf.zeros([], tf.float64)
         if tf.executing_eagerly():
-            term = compiled(term)
+            term = self._compiled(("batch", name), term)
             total, seen = initial, 0
             bar = progress_bar(self._dataset, total=self.batches, disable=not self._progress, leave=False)
             for seen, batch in enumerate(bar, 1):
@@ -142,9 +122,7 @@ class MicroBatches(InParts):
         self._size = size
         self._reduction = reduction
 
-    def _sum(
-        self, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor], compiled: Callable
-    ) -> tf.Tensor:
+    def _sum(self, name: str, function: Callable, initial: tf.Tensor, operands: Sequence[tf.Tensor]) -> tf.Tensor:
         x, _, sample_weight = self._data
         by_weight = self._reduction == "mean_with_sample_weight" and sample_weight is not None
         first = tf.nest.flatten(x)[0]
@@ -156,7 +134,7 @@ class MicroBatches(InParts):
             value, _ = function(x, y, sample_weight, index, *operands)
             return share * value
 
-        term = compiled(term) if tf.executing_eagerly() else term
+        term = self._compiled(("batch", name), term) if tf.executing_eagerly() else term
 
         def piece(start: tf.Tensor, size: int | tf.Tensor, index: tf.Tensor) -> tf.Tensor:
             def cut(tensor: tf.Tensor) -> tf.Tensor:
@@ -193,8 +171,60 @@ class MicroBatches(InParts):
         return result
 
 
-def _count(positions: tf.Tensor, sample_weight: Any, reduction: str) -> tf.Tensor:
-    """What a batch's mean loss was divided by."""
+def fingerprint(batch: Any) -> tuple[int, tuple]:
+    """Numbers by which a batch that has changed is told.
+
+    Args:
+        batch: `x`, `(x, y)` or `(x, y, sample_weight)`.
+
+    Returns:
+        The number of examples, and one number of each part.
+    """
+    x, y, sample_weight = unpack(batch)
+    examples = tf.nest.flatten(x)[0].shape[0]
+    content = tuple(
+        float(np.sum(np.asarray(t, np.float64) * np.cos(np.arange(np.size(t))).reshape(np.shape(t))))
+        for t in tf.nest.flatten((x, y, sample_weight))
+        if t is not None and np.asarray(t).dtype.kind in "fiub"
+    )
+    return examples, content
+
+
+def check_same(first: list, second: list) -> None:
+    """Refuses a data set that is empty, or of which two passes differ.
+
+    Args:
+        first: the fingerprints of the first pass.
+        second: of the second one.
+
+    Raises:
+        ValueError: see above.
+    """
+    if not first:
+        raise ValueError(_checks.message("data", "an empty data set", "at least one batch"))
+    # As text: NaN, which is refused elsewhere, is not equal to itself.
+    if repr(first) != repr(second):
+        raise ValueError(
+            _checks.message(
+                "data",
+                "a data set that gives other batches when it is read again",
+                "the same batches each time",
+                "Use `shuffle(..., reshuffle_each_iteration=False)`, and random augmentation before `cache()`.",
+            )
+        )
+
+
+def count_of(positions: tf.Tensor, sample_weight: Any, reduction: str) -> tf.Tensor:
+    """What a batch's mean loss was divided by.
+
+    Args:
+        positions: their number.
+        sample_weight: the sample weights, or `None`.
+        reduction: Keras's name of how losses are summed up.
+
+    Returns:
+        A scalar.
+    """
     if reduction == "sum":
         return tf.ones([], tf.float64)
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
@@ -213,4 +243,15 @@ def _share(x: Any, sample_weight: Any, reduction: str, total: tf.Tensor, dtype: 
     return tf.math.divide_no_nan(examples, tf.cast(total, dtype))
 
 
-__all__ = ["DataSet", "Examples", "InParts", "MicroBatches", "OneBatch", "Replicated", "Source"]
+__all__ = [
+    "DataSet",
+    "Examples",
+    "InParts",
+    "MicroBatches",
+    "OneBatch",
+    "Replicated",
+    "Source",
+    "check_same",
+    "count_of",
+    "fingerprint",
+]

@@ -19,6 +19,7 @@ from tf_natgrad.operators.damped import positive_damping
 from tf_natgrad.parameters import FlatParameters
 from tf_natgrad.preconditioners._blocks import BlockState, DiagonalState, Gradient
 from tf_natgrad.preconditioners._gradients import calls_agree, gradients_of
+from tf_natgrad.preconditioners._inverting import invert_all
 from tf_natgrad.preconditioners._labels import columns_of
 from tf_natgrad.preconditioners._recipes import Recipe, enough
 from tf_natgrad.preconditioners._records import Phase, Preconditioned, PreconditionerInfo, State
@@ -256,13 +257,8 @@ class Preconditioner(abc.ABC):
         last = [t for block in values.inverses for t in block]
 
         def inverted() -> tuple[list[tf.Tensor], tf.Tensor]:
-            found, raised = [], [tf.constant(0)]
-            blocks = zip(self._storage.states, averages, values.inverses, self._shares(), strict=True)
-            for state, a, before, share in blocks:
-                parts, tries = state.inverted(a, damping + share, before)
-                found += _conditions.chosen(_conditions.is_finite(*parts), parts, before)
-                raised.append(tries)
-            return found, tf.reduce_max(tf.stack(raised))
+            dampings = [damping + share for share in self._shares()]
+            return invert_all(self._storage.states, averages, values.inverses, dampings)
 
         flat, raised = _replicas.cond(invert_due, inverted, lambda: (last, tf.constant(0)), _keras.seldom)
         # Not `seldom`: what a function takes from the graph around it, a backward pass here, is computed at each step.

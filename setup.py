@@ -35,6 +35,13 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5", "gymnasium>=1.1"],
         "rl": ["gymnasium>=1.1"],
         "gpu": ["tensorflow[and-cuda]>=2.20"],
+        "docs": [
+            "mkdocs>=1.6.1,<2",  # 2 reads neither this configuration nor hooks
+            "mkdocs-material>=9.6",
+            "mkdocstrings[python]>=1.0",
+            "mkdocstrings-python>=2.0",
+            "ruff>=0.9",  # breaks the lines of signatures
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

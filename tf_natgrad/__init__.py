@@ -18,7 +18,7 @@ from tf_natgrad.training import (
     natural_gradient_model,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _moved.install()
 # `import tf_natgrad.callbacks` finds it, wherever its file is.

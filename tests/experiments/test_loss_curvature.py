@@ -1,6 +1,7 @@
 """The curvature experiment on scikit-learn's digits: what it records, resumes, draws and refuses."""
 
 import csv
+import importlib
 
 import numpy as np
 import pytest
@@ -16,6 +17,11 @@ def script():
     with scripts.imported("loss_curvature") as module, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "HIDDEN", 5)
         yield module
+
+
+@pytest.fixture(scope="module")
+def spectrum(script):
+    return importlib.import_module("kit.exact_spectrum")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def test_columns_and_rows(script, finished):
 def test_a_row_says_what_the_dense_hessian_says(script, data, finished):
     import tensorflow as tf
 
-    network = script.Network(data, "SGD", 5, 100, 0)
+    network = script.Network(data, script.optimizer_of("SGD"), 5, 100, 64, 0)
     hessian = network.hessian(slice(50, 100))
     values, vectors = np.linalg.eigh(hessian.to_dense().numpy())
     row = rows_of(finished)[1]
@@ -100,21 +106,21 @@ def test_exact_spectrum_agrees_with_its_estimate(script, finished):
     assert exact.number("rows that are zero") > 0
 
 
-def test_all_eigenvalues_leaves_zero_rows_out(script):
+def test_all_eigenvalues_leaves_zero_rows_out(spectrum):
     matrix = np.zeros([6, 6], np.float32)
     block = np.random.default_rng(0).standard_normal([4, 4]).astype(np.float32)
     alive = np.array([0, 2, 3, 5])
     matrix[np.ix_(alive, alive)] = block + block.T
-    values, zeros = script.all_eigenvalues(matrix)
+    values, zeros = spectrum.all_eigenvalues(matrix)
     assert zeros == 2
     np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix), atol=1e-5)
 
 
-def test_kept_ranks_hold_both_ends(script):
-    ranks = script.kept_ranks(15910)
+def test_kept_ranks_hold_both_ends(spectrum):
+    ranks = spectrum.kept_ranks(15910)
     assert len(ranks) == 2000 and (np.diff(ranks) > 0).all()
     assert ranks[:100].tolist() == list(range(100)) and ranks[-100:].tolist() == list(range(15810, 15910))
-    assert script.kept_ranks(7).tolist() == list(range(7))
+    assert spectrum.kept_ranks(7).tolist() == list(range(7))
 
 
 def test_checkpoints_are_spaced_logarithmically(script, data):

@@ -22,7 +22,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def recording(script):
-    return importlib.import_module("_recording")
+    return importlib.import_module("kit.recording")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The policy-curvature experiment, very short: what it records, resumes, draws and refuses."""
 
 import csv
+import importlib
 import shutil
 
 import numpy as np
@@ -35,6 +36,21 @@ def script():
 
 
 @pytest.fixture(scope="module")
+def policies(script):
+    return importlib.import_module("kit.policies")
+
+
+@pytest.fixture(scope="module")
+def tabular(script):
+    return importlib.import_module("kit.tabular")
+
+
+@pytest.fixture(scope="module")
+def recording(script):
+    return importlib.import_module("kit.recording")
+
+
+@pytest.fixture(scope="module")
 def finished(script, tmp_path_factory):
     """A folder with one whole short run."""
     out = tmp_path_factory.mktemp("finished")
@@ -47,7 +63,7 @@ def rows_of(folder, name):
         return list(csv.DictReader(file))
 
 
-def test_columns_and_rows(script, finished):
+def test_columns_and_rows(script, tabular, finished):
     curvature, lines, surface, variance = (rows_of(finished, name) for name in script.FILES)
     for rows, columns in zip((curvature, lines, surface, variance), script.ALL_COLUMNS, strict=True):
         assert tuple(rows[0]) == columns
@@ -57,26 +73,26 @@ def test_columns_and_rows(script, finished):
         assert float(row["low"]) <= float(row["eigenvalue"]) <= float(row["high"])
         assert row["p_value"] == "nan"
     assert list(dict.fromkeys(row["direction"] for row in lines)) == list(script.DIRECTIONS)
-    assert len(variance) == 2 * len(script.VARIANCE_HORIZONS) * len(script.VARIANCE_CASES)
+    assert len(variance) == 2 * len(tabular.HORIZONS) * len(tabular.CASES)
 
 
-def test_lines_and_surface_meet_at_the_policy(script, finished):
+def test_lines_and_surface_meet_at_the_policy(script, recording, finished):
     lines, surface = rows_of(finished, script.FILES[1]), rows_of(finished, script.FILES[2])
     still = [row for row in lines if float(row["step"]) == 0]
     center = [row for row in surface if float(row["step_bottom"]) == float(row["step_top"]) == 0]
     assert len(center) == 1 and still
     for row in still + center:
         assert float(row["change"]) == float(row["change_error"]) == float(row["predicted"]) == 0
-    for of_policy in script.by(lines, "policy").values():
+    for of_policy in recording.by(lines, "policy").values():
         assert len({row["return"] for row in of_policy if float(row["step"]) == 0}) == 1
 
 
-def test_the_same_random_numbers_at_every_step(script):
+def test_the_same_random_numbers_at_every_step(script, policies):
     import tf_natgrad.rl as rl
 
     settings = script.Settings("CartPole-v1", 10, "2", 0.99, "value", 8, 0, 4, 2, 0.5)
-    policy = script.new_policy(settings, 0)
-    with script.environments(settings, 4) as env:
+    policy = policies.new_policy(settings, 0)
+    with policies.environments(settings, 4) as env:
         one, other = (rl.collect(env, policy, 4, seed=3) for _ in range(2))
         np.testing.assert_array_equal(one.observations, other.observations)
         # Another policy: other actions later, but the same beginnings.
@@ -86,9 +102,9 @@ def test_the_same_random_numbers_at_every_step(script):
     np.testing.assert_array_equal(one.observations[one.starts], moved.observations[moved.starts])
 
 
-def test_slopes_are_the_policy_gradient_by_episode(script):
+def test_slopes_are_the_policy_gradient_by_episode(script, policies):
     settings = script.Settings("CartPole-v1", 10, "2", 0.99, "value", 8, 0, 4, 2, 0.5)
-    policy = script.new_policy(settings, 0)
+    policy = policies.new_policy(settings, 0)
     episodes = script.draw(settings, policy, 8, 0)
     hessian = script.hessian_of(settings, policy, episodes)
     gradient = hessian.policy_gradient().numpy()
@@ -98,8 +114,8 @@ def test_slopes_are_the_policy_gradient_by_episode(script):
     assert slopes.mean() == pytest.approx(gradient @ vector, rel=1e-4, abs=1e-5)
 
 
-def test_tabular_estimates_have_the_exact_hessian_as_their_mean(script):
-    problem, horizon = script.TabularProblem(0), 4
+def test_tabular_estimates_have_the_exact_hessian_as_their_mean(tabular):
+    problem, horizon = tabular.TabularProblem(0), 4
     found = problem.estimates(horizon, 20_000)
     policy, logits = problem.policy, np.log(problem.policy)
     offset = problem.start @ problem.values(horizon, problem.rewards)[0] / horizon
@@ -116,7 +132,7 @@ def test_tabular_estimates_have_the_exact_hessian_as_their_mean(script):
          for u in units]
     ) / (4 * eps**2)  # fmt: skip
     problem.policy = policy
-    assert set(found) == set(script.VARIANCE_CASES)
+    assert set(found) == set(tabular.CASES)
     for name in ("causal, state baseline", "trajectory, constant baseline J"):
         error = found[name].std(0) / np.sqrt(len(found[name]))
         assert (np.abs(found[name].mean(0) - exact) <= 4.5 * error + 1e-5).all(), name
@@ -157,11 +173,11 @@ def test_saved_policies_are_taken(script, finished, tmp_path):
     np.testing.assert_allclose(policy(tf.ones([1, 4])), network(tf.ones([1, 4])))
 
 
-def test_continuous_actions(script):
+def test_continuous_actions(script, policies):
     import tf_natgrad.rl as rl
 
     settings = script.Settings("Pendulum-v1", 5, "2", 0.99, "value", 8, 0, 4, 2, 0.5)
-    policy = script.new_policy(settings, 0)
+    policy = policies.new_policy(settings, 0)
     assert isinstance(policy, rl.GaussianPolicy)
     assert script.draw(settings, policy, 8, 0).lengths.tolist() == [5] * 8
 

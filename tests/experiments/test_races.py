@@ -21,7 +21,27 @@ def script():
 
 @pytest.fixture(scope="module")
 def recording(script):
-    return importlib.import_module("_recording")
+    return importlib.import_module("kit.recording")
+
+
+@pytest.fixture(scope="module")
+def grids(script):
+    return importlib.import_module("kit.race_grids")
+
+
+@pytest.fixture(scope="module")
+def networks(script):
+    return importlib.import_module("kit.race_networks")
+
+
+@pytest.fixture(scope="module")
+def entrants(script):
+    return importlib.import_module("kit.race_contest")
+
+
+@pytest.fixture(scope="module")
+def results(script):
+    return importlib.import_module("kit.race_results")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +74,8 @@ def hand_made(script, contestant, setting, seed, points, end, problem="blog"):
     return [{name: str(value) for name, value in row.items()} for row in rows]
 
 
-def test_constants_are_consistent(script):
-    assert set(script.LEARNING_RATES) == set(script.NATURAL) == set(script.PROBLEMS)
+def test_constants_are_consistent(script, grids):
+    assert set(grids.LEARNING_RATES) == set(grids.NATURAL) == set(script.PROBLEMS)
     seconds = 0.0
     for name, problem in script.PROBLEMS.items():
         assert problem.budget > 0 and len(problem.targets) >= 3
@@ -63,30 +83,30 @@ def test_constants_are_consistent(script):
         for contestant in script.CONTESTANTS:
             settings = script.grid(name, contestant)
             assert len(settings) in ((0, 1) if contestant == "defaults" else (0, 4))
-            assert len(set(map(script.setting_text, settings))) == len(settings)
+            assert len(set(map(grids.setting_text, settings))) == len(settings)
             tuned = len(settings) + len(script.SEEDS)
             seconds += problem.budget * {0: 0, 1: len(script.DEFAULTS_SEEDS)}.get(len(settings), tuned)
     assert all(script.grid(name, contestant) for name in script.PROBLEMS for contestant in ("adam", "kfac"))
-    assert script.TUNING_SEED not in (*script.SEEDS, *script.DEFAULTS_SEEDS)
+    assert grids.TUNING_SEED not in (*script.SEEDS, *script.DEFAULTS_SEEDS)
     # Every run at its whole budget, which few take.
     assert seconds < 3.5 * 3600
 
 
-def test_units_start_with_few_weights(script):
+def test_units_start_with_few_weights(networks):
     keras.utils.set_random_seed(3)
-    model, _ = script.network("sigmoid", (20,))
+    model, _ = networks.network("sigmoid", (20,))
     counts = [np.count_nonzero(np.asarray(layer.kernel), 0) for layer in model.layers]
     assert all(np.all(count == 15) for count in counts)
     assert 0.9 < np.std(np.asarray(model.layers[1].kernel)[np.asarray(model.layers[1].kernel) != 0]) < 1.1
 
 
-def test_settings_make_optimizers(script):
-    assert script.setting_text({"a": {"B": {"c": 0.1, "d": 3}}, "e": "f"}) == "a=B(c=0.1 d=3); e=f"
-    momentum = script.optimizer_of("momentum", {"learning_rate": 0.25})
+def test_settings_make_optimizers(grids, entrants):
+    assert grids.setting_text({"a": {"B": {"c": 0.1, "d": 3}}, "e": "f"}) == "a=B(c=0.1 d=3); e=f"
+    momentum = entrants.optimizer_of("momentum", {"learning_rate": 0.25})
     assert momentum.nesterov and momentum.momentum == 0.9 and float(momentum.learning_rate) == 0.25
-    natural = script.optimizer_of("cg", {"damping": 0.5, "solver": {"ConjugateGradient": {"max_iterations": 7}}})
+    natural = entrants.optimizer_of("cg", {"damping": 0.5, "solver": {"ConjugateGradient": {"max_iterations": 7}}})
     assert natural.solver.max_iterations == 7 and float(natural.damping) == 0.5
-    assert isinstance(script.optimizer_of("adamw", {"learning_rate": 0.1}), keras.optimizers.AdamW)
+    assert isinstance(entrants.optimizer_of("adamw", {"learning_rate": 0.1}), keras.optimizers.AdamW)
 
 
 def test_a_target_is_reached_where_the_metric_is_first_at_it(script):
@@ -98,9 +118,9 @@ def test_a_target_is_reached_where_the_metric_is_first_at_it(script):
     assert script.Result.of(hand_made(script, "adam", "x", 0, [(0, 0.0, math.nan)], "")).reached(1.0)[0] == math.inf
 
 
-def test_best_setting_is_tightest_then_fastest_then_lowest(script):
+def test_best_setting_is_tightest_then_fastest_then_lowest(script, grids):
     def best(*runs):
-        made = [hand_made(script, "adam", name, script.TUNING_SEED, points, end) for name, points, end in runs]
+        made = [hand_made(script, "adam", name, grids.TUNING_SEED, points, end) for name, points, end in runs]
         return script.best_setting([script.Result.of(rows) for rows in made], (0.5, 0.4, 0.35))
 
     loose = ("loose", [(1, 0.1, 0.5), (9, 5.0, 0.41)], "budget")
@@ -115,24 +135,24 @@ def test_best_setting_is_tightest_then_fastest_then_lowest(script):
     assert best(exploded) == "exploded"
 
 
-def test_summary_and_table(script):
-    texts = [script.setting_text(setting) for setting in script.grid("blog", "sgd")]
+def test_summary_and_table(script, grids):
+    texts = [grids.setting_text(setting) for setting in script.grid("blog", "sgd")]
     rows = []
     for number, text in enumerate(texts):
         end = "diverged" if number == 3 else "budget"
         last = math.inf if number == 3 else 0.6 - 0.1 * number
-        rows += hand_made(script, "sgd", text, script.TUNING_SEED, [(0, 0.0, 2.0), (9, 5.0, last)], end)
+        rows += hand_made(script, "sgd", text, grids.TUNING_SEED, [(0, 0.0, 2.0), (9, 5.0, last)], end)
     for seed, seconds in enumerate((1.0, 2.0, 4.0)):
         points = [(0, 0.0, 2.0), (10 * seed + 10, seconds, 0.45)]
         points += [(50, 5.0, 0.38)] if seed == 2 else [(50, 5.0, 0.44)]
         rows += hand_made(script, "sgd", texts[2], seed, points, "budget")
     for seed in range(3):
-        natural = script.setting_text(script.grid("blog", "gram")[1])
+        natural = grids.setting_text(script.grid("blog", "gram")[1])
         rows += hand_made(script, "gram", natural, seed, [(0, 0.0, 2.0), (4, 0.5, 0.35)], "target")
         rows += hand_made(script, "cg", natural, seed, [(0, 0.0, 2.0), (4, 0.5, 99.0)], "diverged")
     # A run that was interrupted does not count.
     rows += hand_made(script, "gram", "other", 4, [(0, 0.0, 2.0)], "")
-    found = {(row["contestant"], row["target"]): row for row in script.summarize(rows)}
+    found = {(row["contestant"], row["target"]): row for row in script.summarize(rows, script.PROBLEMS)}
     half = found["sgd", 0.5]
     assert half["setting"] == texts[2] and half["at_the_edge_of_the_grid"] == "no"
     assert (half["iterations"], half["iterations_min"], half["iterations_max"]) == (20, 10, 30)
@@ -160,8 +180,8 @@ def test_summary_and_table(script):
         ("", "", "neither"),
     ],
 )
-def test_wins_and_losses_are_told_alike(script, first, natural, text):
-    assert script._ratio({"seconds": first}, {"seconds": natural, "contestant": "cg"}) == text
+def test_wins_and_losses_are_told_alike(results, first, natural, text):
+    assert results._ratio({"seconds": first}, {"seconds": natural, "contestant": "cg"}) == text
 
 
 def test_chunks_double_until_evaluations_are_far_enough_apart(script):
@@ -190,7 +210,7 @@ def test_runs_that_shared_their_core_are_named(script):
 
 
 def test_a_run_that_diverges_is_recorded_as_such(script):
-    task = script.Task("blog", "digits")
+    task = script.Task("blog", script.PROBLEMS["blog"], "digits")
     for contestant, arguments in (
         ("sgd", {"learning_rate": 1e4}),
         ("gram", {"learning_rate": 1e38, "damping": 1e-3, "solver": "gram", "max_kl": None, "line_search": None}),
@@ -200,12 +220,12 @@ def test_a_run_that_diverges_is_recorded_as_such(script):
         assert [row.get("end") for row in rows[:-1]] == [None] * (len(rows) - 1)
 
 
-def test_nothing_of_the_warm_up_is_left(script):
-    task = script.Task("blog", "digits")
+def test_nothing_of_the_warm_up_is_left(script, networks):
+    task = script.Task("blog", script.PROBLEMS["blog"], "digits")
     run = script.Run("blog", "digits", "adam", {"learning_rate": 0.01}, 3, 1.0, 1)
     contest = script.Contest(task, run)
     keras.utils.set_random_seed(3)
-    model, loss = script.network("blog", tuple(task.x.shape[1:]))
+    model, loss = networks.network("blog", tuple(task.x.shape[1:]))
     model.compile(keras.optimizers.Adam(0.01), loss, jit_compile=False)
     batches = task.batches(3, script.PROBLEMS["blog"].batch_size)
     assert contest.steps(1)[-1] == float(model.train_on_batch(*next(batches)))
@@ -228,7 +248,8 @@ def test_smoke_records_every_contestant(script, finished):
     for problem in ("blog", "regression"):
         assert len({rows[0]["loss"] for key, rows in runs.items() if key[0] == problem}) == 1
     assert len(rows_of(finished, "races_summary.csv")) == 2 * 3 * 3
-    assert (finished / "races.png").read_bytes().startswith(b"\x89PNG")
+    for problem in ("blog", "regression"):
+        assert (finished / f"races_{problem}.png").read_bytes().startswith(b"\x89PNG")
     assert keras.config.floatx() == "float32"
 
 
@@ -265,16 +286,18 @@ def test_resume_drops_runs_of_another_budget_or_grid(script, finished):
 
 def test_replot_and_table_run_nothing(script, finished, monkeypatch, capsys):
     monkeypatch.setattr(script, "run_all", lambda *arguments: pytest.fail("it ran"))
-    (finished / "races.png").unlink()
+    figures = [finished / f"races_{problem}.png" for problem in ("blog", "regression")]
+    for figure in figures:
+        figure.unlink()
     assert script.main(["--replot", "--out", str(finished)]) == 0
-    assert (finished / "races.png").read_bytes().startswith(b"\x89PNG")
+    assert all(figure.read_bytes().startswith(b"\x89PNG") for figure in figures)
     printed = capsys.readouterr().out
     assert script.main(["--table", "--out", str(finished)]) == 0
     table = capsys.readouterr().out
     assert table.startswith("| problem | target |") and table.strip() in printed
 
 
-def test_tuning_decides_which_setting_is_raced(script, tmp_path, monkeypatch):
+def test_tuning_decides_which_setting_is_raced(script, grids, tmp_path, monkeypatch):
     tried = []
 
     def train(task, run):
@@ -286,7 +309,7 @@ def test_tuning_decides_which_setting_is_raced(script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "train", train)
     options = ["--problems", "blog", "--contestants", "sgd", "--dataset", "digits", "--out", str(tmp_path)]
     assert script.main(options) == 0
-    assert tried == [(f"learning_rate={rate:g}", 100) for rate in script.LEARNING_RATES["blog"]["sgd"]] + [
+    assert tried == [(f"learning_rate={rate:g}", 100) for rate in grids.LEARNING_RATES["blog"]["sgd"]] + [
         ("learning_rate=0.3", seed) for seed in (0, 1, 2)
     ]
     tried.clear()

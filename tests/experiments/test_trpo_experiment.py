@@ -21,6 +21,21 @@ def script():
 
 
 @pytest.fixture(scope="module")
+def curvature(script):
+    return importlib.import_module("kit.trpo_curvature")
+
+
+@pytest.fixture(scope="module")
+def policies(script):
+    return importlib.import_module("kit.policies")
+
+
+@pytest.fixture(scope="module")
+def results(script):
+    return importlib.import_module("kit.trpo_results")
+
+
+@pytest.fixture(scope="module")
 def finished(script, tmp_path_factory):
     """A folder with one whole short run."""
     out = tmp_path_factory.mktemp("finished")
@@ -29,11 +44,11 @@ def finished(script, tmp_path_factory):
 
 
 @pytest.fixture
-def still(script, monkeypatch):
+def still(script, curvature, monkeypatch):
     """Nothing may run."""
     monkeypatch.setattr(script, "make", lambda *arguments: pytest.fail("it ran"))
-    for name in script.TRAINERS:
-        monkeypatch.setitem(script.TRAINERS, name, lambda *arguments: pytest.fail("it trained"))
+    for name in curvature.TRAINERS:
+        monkeypatch.setitem(curvature.TRAINERS, name, lambda *arguments: pytest.fail("it trained"))
 
 
 def rows_of(folder, name):
@@ -51,7 +66,7 @@ def test_columns_and_rows(script, finished):
         assert tuple(rows[0]) == columns
     assert [row["seed"] for row in runs] == [str(seed) for seed in script.SMOKE_SEEDS]
     assert [(row["optimizer"], row["end"]) for row in curvature] == [
-        (optimizer, end) for optimizer in script.CHECKPOINTS for end in ("smallest", "largest")
+        (optimizer, end) for optimizer in script.SMALL.checkpoints for end in ("smallest", "largest")
     ]
     for run in runs:
         own = [row for row in curves if row["seed"] == run["seed"]]
@@ -63,14 +78,14 @@ def test_columns_and_rows(script, finished):
         assert int(run["rejected"]) == sum(row["accepted"] == "False" for row in own)
 
 
-def test_resume_makes_what_is_missing_with_the_same_numbers(script, finished, tmp_path, monkeypatch):
+def test_resume_makes_what_is_missing_with_the_same_numbers(script, curvature, finished, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     runs, curves = (tmp_path / name for name in script.FILES[:2])
     # The kill comes while the curve of the second run is written: it has no row among the runs.
     runs.write_text("".join(runs.read_text().splitlines(keepends=True)[:-1]))
     curves.write_text(curves.read_text()[:-90])
-    for name in script.TRAINERS:
-        monkeypatch.setitem(script.TRAINERS, name, lambda *arguments: pytest.fail("it trained"))
+    for name in curvature.TRAINERS:
+        monkeypatch.setitem(curvature.TRAINERS, name, lambda *arguments: pytest.fail("it trained"))
     assert script.main([*OPTIONS, "--out", str(tmp_path), "--resume"]) == 0
     for name in script.FILES:
         found, expected = (rows_of(folder, name) for folder in (tmp_path, finished))
@@ -99,23 +114,22 @@ def test_other_runs_stay_beside_those_asked_for(script, finished, tmp_path, monk
     assert rows_of(tmp_path, script.FILES[0]) == rows_of(finished, script.FILES[0])
 
 
-def test_the_curvature_experiment_takes_the_policies(script, finished):
-    curvature = importlib.import_module("policy_curvature")
+def test_the_curvature_experiment_takes_the_policies(script, curvature, policies, finished):
     paths = sorted((finished / "trpo_policies").glob("*.keras"))
     assert [path.name.split("_")[0] for path in paths] == ["adam", "trpo"]
-    settings = script.curvature_settings(smoke=True)
+    settings = curvature.curvature_settings(script.SMALL, smoke=True)
     for path in paths:
-        policy = curvature.load(settings, path)
-        assert curvature.draw(settings, policy, 2, 0).num_episodes == 2
+        policy = policies.load(settings, path)
+        assert policies.draw(settings, policy, 2, 0).num_episodes == 2
 
 
-def test_both_optimizers_start_at_the_same_policy(script, tmp_path):
-    curvature = importlib.import_module("policy_curvature")
-    settings = script.curvature_settings(smoke=True)
-    for name, train in script.TRAINERS.items():
-        train(settings, (0,), tmp_path)
-        policy = curvature.load(settings, tmp_path / f"{script.checkpoint_name(settings, name, 0)}.keras")
-        for one, other in zip(policy.get_weights(), curvature.new_policy(settings, 0).get_weights(), strict=True):
+def test_both_optimizers_start_at_the_same_policy(script, curvature, policies, tmp_path):
+    settings = curvature.curvature_settings(script.SMALL, smoke=True)
+    for name, train in curvature.TRAINERS.items():
+        train(script.SMALL, settings, (0,), tmp_path)
+        name = curvature.checkpoint_name(script.SMALL, settings, name, 0)
+        policy = policies.load(settings, tmp_path / f"{name}.keras")
+        for one, other in zip(policy.get_weights(), policies.new_policy(settings, 0).get_weights(), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -139,13 +153,13 @@ def run_row(script, env, seed, deterministic, stochastic, **others):
     return row | {"deterministic": str(deterministic), "stochastic": str(stochastic), **others}
 
 
-def test_table_of_rows_made_by_hand(script, capsys, tmp_path):
+def test_table_of_rows_made_by_hand(script, results, capsys, tmp_path):
     rows = [run_row(script, "Pendulum-v1", 100, -150.0, -160.0)]
     rows += [run_row(script, "CartPole-v1", seed, 500.0, 500.0 if seed else 100.0) for seed in range(10)]
     rows += [run_row(script, "CartPole-v1", seed, 480.0, 474.0, largest_kl="0.0125") for seed in (100, 101)]
-    lines = [line.strip("| ").split(" | ") for line in script.table(rows, markdown=True).splitlines()]
-    assert lines[0] == list(script.HEADER)
-    cells = [dict(zip(script.HEADER, line, strict=True)) for line in lines[2:]]
+    lines = [line.strip("| ").split(" | ") for line in results.table(rows, script.TASKS, markdown=True).splitlines()]
+    assert lines[0] == list(results.HEADER)
+    cells = [dict(zip(results.HEADER, line, strict=True)) for line in lines[2:]]
     assert [(c["environment"], c["seeds"], c["actions"]) for c in cells] == [
         (env, seeds, spoken)
         for env, seeds in (
@@ -159,32 +173,36 @@ def test_table_of_rows_made_by_hand(script, capsys, tmp_path):
     assert [c["seeds at it"] for c in cells] == ["10 of 10", "9 of 10", "2 of 2", "0 of 2", "1 of 1", "1 of 1"]
     assert cells[1]["worst seed"] == "100.0" and cells[1]["mean over seeds (95%)"].startswith("460.0 (380")
     assert cells[2]["largest KL / limit"] == "1.2500" and cells[0]["rejected updates"] == "10 of 10"
-    assert len(script.table(rows).splitlines()) == len(cells) + 1
+    assert len(results.table(rows, script.TASKS).splitlines()) == len(cells) + 1
 
-    recorder = importlib.import_module("_recording").Recorder
+    recorder = importlib.import_module("kit.recording").Recorder
     for name, columns in zip(script.FILES[:2], (script.RUN_COLUMNS, script.CURVE_COLUMNS), strict=True):
         own = recorder(tmp_path / name, columns, columns)
         for row in rows if name == script.FILES[0] else ():
             own.append(**row)
     assert script.main(["--table", "--out", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.rstrip() == script.table(rows, markdown=True)
+    assert capsys.readouterr().out.rstrip() == results.table(rows, script.TASKS, markdown=True)
 
 
-def test_the_interval_holds_the_mean_as_often_as_it_says(script):
+def test_the_interval_holds_the_mean_as_often_as_it_says(results):
     rng = np.random.default_rng(0)
-    intervals = [script.interval(rng.standard_normal(10)) for _ in range(200)]
+    intervals = [results.interval(rng.standard_normal(10)) for _ in range(200)]
     # A bootstrap of ten is a little narrow.
     assert 0.85 <= np.mean([low < 0 < high for low, high in intervals]) <= 0.98
-    assert script.interval(np.full(3, 500.0)) == (500.0, 500.0)
+    assert results.interval(np.full(3, 500.0)) == (500.0, 500.0)
 
 
-def test_eigenvalues_are_compared_at_equal_return(script):
+def test_eigenvalues_are_compared_at_equal_return(results):
     def row(optimizer, value, eigenvalue):
         return {"optimizer": optimizer, "end": "smallest", "return": str(value), "eigenvalue": str(eigenvalue)}
 
     rows = [row("TRPO", 10, -100), row("TRPO", 30, -300), row("Adam", 5, -1), row("Adam", 20, -150)]
-    assert script.comparison(rows).endswith("at equal return: -200 and -150 at 20.")
-    assert script.comparison(rows[:2]) == ""
+    assert results.comparison(rows).endswith("at equal return: -200 and -150 at 20.")
+    assert results.comparison(rows[:2]) == ""
+
+
+def test_the_small_policy_is_that_of_the_curvature_experiment(script):
+    assert importlib.import_module("policy_curvature").TASKS[script.SMALL.env] == script.SMALL.task
 
 
 def test_settings_divide_the_steps(script):

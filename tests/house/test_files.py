@@ -185,7 +185,7 @@ def test_a_device_is_written_to_and_not_replaced():
 def test_one_writer_of_csv_files():
     """Files that grow are written by one class, in the package as in the experiments."""
     package = pathlib.Path(tf_natgrad.__file__).parent
-    sources = [*package.rglob("*.py"), *(package.parent / "experiments").glob("*.py")]
+    sources = [*package.rglob("*.py"), *(package.parent / "experiments").rglob("*.py")]
     found = {
         path.name for path in sources if "csv.DictWriter(" in path.read_text() or "csv.writer(" in path.read_text()
     }

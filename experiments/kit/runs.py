@@ -1,4 +1,4 @@
-"""What the races of optimizers share: runs and their rows, a step that leaves no trace, the machine."""
+"""What the runs of optimizers share: keys and rows, batches, precision, a step that leaves no trace, the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
-from _recording import Key, Row, as_text
+import numpy as np
+
+from kit.recording import Key, Row, as_text, by
 
 
 class KeyedRun:
@@ -37,12 +39,9 @@ def is_complete(rows: Sequence[Row]) -> bool:
     return bool(rows[-1]["end"])
 
 
-def complete_runs(rows: Iterable[Row], key_columns: Sequence[str]) -> list[list[Row]]:
+def complete_runs(rows: Sequence[Row], key_columns: Sequence[str]) -> list[list[Row]]:
     """The rows of each run that came to its end."""
-    runs: dict[Key, list[Row]] = {}
-    for row in rows:
-        runs.setdefault(tuple(row[column] for column in key_columns), []).append(row)
-    return [group for group in runs.values() if is_complete(group)]
+    return [group for group in by(rows, *key_columns).values() if is_complete(group)]
 
 
 @contextlib.contextmanager
@@ -66,6 +65,33 @@ def put_back(variables: Callable[[], Iterable[Any]]) -> Iterator[None]:
         variable.assign(value)
 
 
+def shuffled(seed: int, count: int, size: int) -> Iterator[np.ndarray]:
+    """Indices of batches without end: one shuffled pass through `count` examples after another, `[size]` each."""
+    rng = np.random.default_rng(seed)
+    left = np.zeros(0, np.int64)
+    while True:
+        while len(left) < size:
+            left = np.concatenate([left, rng.permutation(count)])
+        chosen, left = left[:size], left[size:]
+        yield chosen
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Keras's `floatx` and the policy of its layers within a run, both put back after it."""
+    import keras
+
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    # Layers follow the policy, which Keras takes from `floatx` once.
+    keras.config.set_floatx(name)
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
+
+
 def machine() -> str:
     """The processor, in words."""
     try:
@@ -74,3 +100,9 @@ def machine() -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
+
+
+def title_of(dataset: str, image_size: int | str) -> str:
+    """The data set in words."""
+    name = "MNIST" if dataset == "mnist" else "scikit-learn's digits (not MNIST)"
+    return f"{name}, {image_size}x{image_size}"

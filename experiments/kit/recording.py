@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 Row = dict[str, str]
 Key = tuple[str, ...]
 
@@ -113,3 +115,16 @@ def read_rows(path: str | os.PathLike, columns: Sequence[str]) -> list[Row]:
     if tuple(reader.fieldnames or ()) != tuple(columns):
         raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {list(columns)}")
     return list(reader)
+
+
+def by(rows: Sequence[Row], *names: str) -> dict[Key, list[Row]]:
+    """Rows by the values of some columns, in their order."""
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """A column as numbers, NaN where there is none."""
+    return np.array([float(row[name] or "nan") for row in rows])

@@ -6,11 +6,12 @@ import argparse
 import logging
 import math
 import pathlib
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 LOGGER = logging.getLogger("tf_natgrad")
-FIGURES = pathlib.Path(__file__).resolve().parent.parent / "figures"
+FIGURES = pathlib.Path(__file__).resolve().parents[2] / "figures"
 
 
 def positive(kind: type):
@@ -45,6 +46,13 @@ def non_negative(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 on")
     return value
+
+
+def parser_of(documentation: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a script's documentation as it stands."""
+    return argparse.ArgumentParser(
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +96,18 @@ def output_folder(arguments: argparse.Namespace, name: str) -> pathlib.Path:
     if arguments.out:
         return arguments.out
     return pathlib.Path(tempfile.mkdtemp(prefix=f"{name}_")) if arguments.smoke else FIGURES
+
+
+def failed(reason: object) -> int:
+    """Tells why nothing is shown, and returns the exit status."""
+    print(f"error: {reason}", file=sys.stderr)
+    return 1
+
+
+def none_of(paths: Iterable[pathlib.Path]) -> str:
+    """Which files are not there, in words; empty where all are."""
+    missing = [str(path) for path in paths if not path.is_file()]
+    return f"there is no {' and no '.join(missing)}" if missing else ""
 
 
 def show_log() -> None:

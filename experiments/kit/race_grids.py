@@ -1,91 +1,18 @@
-"""What is raced: problems, networks, targets, budgets and grids, committed before the first run.
-
-What was decided by looking at runs was decided on seed 1000, of no race: the autoencoders' units, batches and targets,
-and those of the deep and the residual network.
-"""
+"""The settings that the contestants of `races.py` try: four each, committed before the first run."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from kit.recording import as_text
 
+Setting = Mapping[str, Any]
+
+# The settings are tried on it, and the race has others.
 TUNING_SEED = 100
-SEEDS = (0, 1, 2)
-# Nothing is tuned: the tuning seed's time goes into more seeds.
-DEFAULTS_SEEDS = (0, 1, 2, 3, 4)
-DIVERGED = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """What is to be learned, and how far.
-
-    Attributes:
-        title: for people.
-        metric: what the targets are about; less is better.
-        targets: from the loosest to the tightest.
-        budget: seconds of training.
-        batch_size: examples per iteration; all of them if `None`.
-        image_size: of MNIST; no images if `None`.
-        test_images: how many test images are looked at.
-        evaluations: about how many there are in a run that takes the whole budget (up to twice as many).
-        xla: whether XLA compiles the first-order contestants: it does where that is faster on one core.
-        precision: Keras's `floatx`.
-    """
-
-    title: str
-    metric: str
-    targets: tuple[float, ...]
-    budget: float
-    batch_size: int | None
-    image_size: int | None
-    test_images: int = 10_000
-    evaluations: int = 30
-    xla: bool = False
-    precision: str = "float32"
-
-
-PROBLEMS: dict[str, Problem] = {
-    "blog": Problem("softmax regression, 14x14", "test loss (nats)", (0.5, 0.4, 0.35), 4.0, 32, 14),
-    "mlp": Problem("784-512-512-10, relu", "test error", (0.05, 0.03, 0.025), 12.0, 128, 28, xla=True),
-    "conv": Problem("2c2d, 3.3 million weights", "test error", (0.05, 0.03, 0.02), 18.0, 64, 28, 2_000),
-    "autoencoder": Problem(
-        *("autoencoder 784-1000-500-250-30-..., tanh", "test loss (nats per pixel)", (0.2, 0.15, 0.12)),
-        *(36.0, 256, 28, 2_000),
-    ),
-    # First-order methods slow down on the way to these.
-    "autoencoder_low": Problem(
-        "autoencoder 784-1000-500-250-30-..., tanh, lower targets",
-        "test loss (nats per pixel)",
-        (0.2, 0.15, 0.12, 0.1, 0.09),
-        budget=50.0,
-        batch_size=256,
-        image_size=28,
-        test_images=2_000,
-    ),
-    "sigmoid": Problem(
-        *("autoencoder, sigmoid, sparse initialisation", "test loss (nats per pixel)", (0.2, 0.15, 0.12)),
-        *(40.0, 1_000, 28, 2_000),
-    ),
-    "deep": Problem("784, ten times 100 tanh, 10", "test error", (0.05, 0.04, 0.03), 12.0, 256, 28, xla=True),
-    "resnet": Problem("ResNet, BatchNormalization", "test error", (0.05, 0.03, 0.02), 16.0, 128, 28, 2_000),
-    "regression": Problem(
-        "1-64-64-1, tanh, 256 points", "training loss", (1e-2, 1e-4, 1e-6), 10.0, None, None, precision="float64"
-    ),
-}
-# With sigmoid units and Glorot's initialisation the first hundreds of steps lie on a plateau near 0.265, the loss of
-# predicting the mean image: Adam (rate 0.001) leaves it after 10 s and is at 0.19 after 25, the natural gradients that
-# were looked at (Monte-Carlo Gram, CG) had not left it by then. A race there would tell no more than that. With tanh
-# units all contestants move, and with sigmoid units so they do from Martens's sparse initialisation.
-AUTOENCODERS = ("autoencoder", "autoencoder_low", "sigmoid")
-AUTOENCODER = (1000, 500, 250)
-# Weights of a unit that are not zero at the start (J. Martens, "Deep learning via Hessian-free optimization", 2010).
-SPARSE = 15
-# y = sin(8 pi x) + x/2 at equidistant points of this interval: eight periods of the sine.
-REGRESSION_INTERVAL = (-1.0, 1.0)
-REGRESSION_POINTS = 256
+FIRST_ORDER = ("sgd", "momentum", "adam", "adamw")
+OWN = "adam_own"
 
 # First-order contestants: learning rates about half a decade apart around what is customary. AdamW has Keras's weight
 # decay, 0.004.
@@ -133,7 +60,6 @@ LEARNING_RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "adamw": (1e-3, 3e-3, 1e-2, 3e-2),
     },
 }
-
 # Adam where the batch is its own to choose: the race's batch is large for the sake of curvature.
 OWN_BATCH: dict[str, tuple[dict[str, Any], ...]] = {
     name: (
@@ -144,7 +70,6 @@ OWN_BATCH: dict[str, tuple[dict[str, Any], ...]] = {
     )
     for name in ("autoencoder_low", "sigmoid")
 }
-
 # Natural gradient: arguments of `NaturalGradient`. An object is written {"ClassName": {its arguments}}; it is looked
 # up in `tf_natgrad`, then in `tf_natgrad.solvers`. Each grid holds the plain update with one damping (where it does not
 # diverge at once), adaptive damping, and cheaper Fishers or solves.
@@ -173,7 +98,6 @@ _FIXED = ({"damping": 0.003}, {}, {"damping": 0.03}, {"max_kl": 1e-4})
 _QUADRATIC = ({}, _relative(1.0), _relative(10.0), {"line_search": None})
 # A damping that falls fast, for a loss without noise.
 _FAST = _lm(1e-3, decay=0.8, period=1)
-
 _GRAM = {"solver": "gram"}
 # One label per example drawn from the model: a Gram matrix of the size of the batch.
 _MC = {"solver": "gram", "fisher": "mc", "momentum": "optimal"}
@@ -284,87 +208,24 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
 }
 
 
-def network(name: str, shape: tuple[int, ...]):
-    """Makes the network of a problem; Keras's global seed decides the weights.
-
-    Args:
-        name: a key of `PROBLEMS`.
-        shape: of an input.
-
-    Returns:
-        A Keras model and its loss.
-    """
-    import keras
-
-    dense, inputs = keras.layers.Dense, keras.Input(shape)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    if name == "resnet":
-        return _resnet(inputs), loss
-    if name == "blog":
-        layers = [dense(10, use_bias=False)]
-    elif name == "mlp":
-        layers = [dense(512, "relu"), dense(512, "relu"), dense(10)]
-    elif name == "deep":
-        layers = [*(dense(100, "tanh") for _ in range(10)), dense(10)]
-    elif name == "conv":
-        layers = []
-        for channels in (32, 64):
-            layers.append(keras.layers.Conv2D(channels, 5, padding="same", activation="relu"))
-            layers.append(keras.layers.MaxPooling2D(2))
-        layers += [keras.layers.Flatten(), dense(1024, "relu"), dense(10)]
-    elif name == "regression":
-        layers, loss = [dense(64, "tanh"), dense(64, "tanh"), dense(1)], keras.losses.MeanSquaredError()
-    else:
-        units, start = ("sigmoid", _sparse) if name == "sigmoid" else ("tanh", "glorot_uniform")
-        widths = [*AUTOENCODER, 30, *reversed(AUTOENCODER), shape[-1]]
-        linear = (len(AUTOENCODER), len(widths) - 1)
-        layers = [dense(w, None if i in linear else units, kernel_initializer=start) for i, w in enumerate(widths)]
-        loss = keras.losses.BinaryCrossentropy(from_logits=True)
-    return keras.Sequential([inputs, *layers]), loss
+def grid(problem: str, contestant: str) -> tuple[Setting, ...]:
+    """The settings of a contestant: arguments of its optimizer, and its batch size if not the problem's; or none."""
+    if contestant == "defaults":
+        return ({},) if "gram" in NATURAL[problem] else ()
+    if contestant == OWN:
+        return OWN_BATCH.get(problem, ())
+    if contestant in FIRST_ORDER:
+        return tuple({"learning_rate": rate} for rate in LEARNING_RATES[problem][contestant])
+    return NATURAL[problem].get(contestant, ())
 
 
-def _sparse(shape, dtype=None):
-    """Weights of which each unit has `SPARSE`, drawn from a standard normal distribution."""
-    import keras
-
-    rows, columns = shape
-    order = np.argsort(np.asarray(keras.random.uniform((columns, rows))), 1)[:, :SPARSE]
-    mask = np.zeros((columns, rows), bool)
-    np.put_along_axis(mask, order, True, 1)
-    return keras.random.normal(shape, dtype=dtype) * keras.ops.cast(mask.T, dtype)
+def setting_text(setting: Setting) -> str:
+    """A setting as it stands in the CSV, on one line and without commas between its parts."""
+    return "; ".join(f"{name}={_value_text(value)}" for name, value in setting.items()) or "as it comes"
 
 
-def _resnet(inputs):
-    """Three blocks of two convolutions, 16, 32 and 64 channels."""
-    import keras
-    from keras import layers
-
-    def convolved(x, channels, size=3, strides=1):
-        x = layers.Conv2D(channels, size, strides, padding="same", use_bias=False)(x)
-        # The averages of Keras's default, 0.99, are those of a race's beginning until late.
-        return layers.BatchNormalization(momentum=0.9)(x)
-
-    x = layers.Activation("relu")(convolved(inputs, 16, strides=2))
-    for channels, strides in ((16, 1), (32, 2), (64, 2)):
-        y = layers.Activation("relu")(convolved(x, channels, strides=strides))
-        shortcut = x if strides == 1 else convolved(x, channels, 1, strides)
-        x = layers.Activation("relu")(layers.Add()([convolved(y, channels), shortcut]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(10)(x))
-
-
-__all__ = [
-    "AUTOENCODERS",
-    "DEFAULTS_SEEDS",
-    "DIVERGED",
-    "LEARNING_RATES",
-    "NATURAL",
-    "OWN_BATCH",
-    "PROBLEMS",
-    "REGRESSION_INTERVAL",
-    "REGRESSION_POINTS",
-    "SEEDS",
-    "TUNING_SEED",
-    "Problem",
-    "network",
-]
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        ((name, arguments),) = value.items()
+        return f"{name}({' '.join(f'{k}={_value_text(v)}' for k, v in arguments.items())})"
+    return as_text(value)

@@ -226,7 +226,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--threads", type=options.positive(int), default=2, help="of TensorFlow (default 2)")
     add("--budget-scale", type=options.positive(float), metavar="F", help="multiplies every budget (default 1)")
-    add("--table", action="store_true", help="print the README's table from the summary in --out, and nothing else")
+    add("--table", action="store_true", help="print the table of the docs from the summary in --out, and nothing else")
     options.add_recording(parser)
     arguments = parser.parse_args(argv)
     options.check_recording(parser, arguments)

@@ -2,7 +2,7 @@
 
 Every contestant has a grid of four settings and the same budget: seconds of training on one core. Each setting is
 tried on one tuning seed, and the best of them (the tightest target reached, then the seconds to it, then the metric
-at the end) runs on the seeds of the race. `defaults` is the exact step as it comes, and is not tuned. A run ends
+at the end) runs on the seeds of the race. `defaults` is `NaturalGradient()` as it comes, and is not tuned. A run ends
 at its budget, on reaching the tightest target, or when it diverges.
 
 The clock counts calls of the model's own train function, as `fit` makes them, and nothing else. One step, and one
@@ -264,7 +264,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="F",
         help=f"multiplies every budget (default 1; {SMOKE['budget_scale']:g} with --smoke)",
     )
-    add("--table", action="store_true", help="print the README's table from the summary in --out, and nothing else")
+    add("--table", action="store_true", help="print the table of the docs from the summary in --out, and nothing else")
     options.add_recording(parser)
     arguments = parser.parse_args(argv)
     options.check_recording(parser, arguments)

@@ -244,7 +244,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-curvature", action="store_true", help="leave out the part on curvature")
     add("--only-curvature", action="store_true", help="make nothing else")
     add("--threads", type=int, default=1, help="of TensorFlow (default 1); other numbers round differently")
-    add("--table", action="store_true", help="print the README's table from the runs in --out, and nothing else")
+    add("--table", action="store_true", help="print the table of the docs from the runs in --out, and nothing else")
     options.add_recording(parser)
     arguments = parser.parse_args(argv)
     options.check_recording(parser, arguments)

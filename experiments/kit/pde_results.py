@@ -76,7 +76,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
-    """The table of the README, in Markdown: median errors at the end, and how far the natural gradient is ahead."""
+    """The table of the docs, in Markdown: median errors at the end, and how far the natural gradient is ahead."""
     by_problem: dict[str, dict[str, float]] = {}
     budgets = {row["problem"]: row["budget"] for row in summary}
     for row in summary:

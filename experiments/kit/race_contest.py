@@ -141,14 +141,17 @@ class Contest:
         self.network, self.loss = network(task.name, tuple(task.x.shape[1:]))
         is_natural = run.contestant not in (*FIRST_ORDER, OWN)
         options = dict(run.arguments)
-        if run.contestant == "defaults":
-            # What it was before `fisher="auto"`, which goes to K-FAC on most of these problems.
-            options["fisher"] = "exact"
         self._size = options.pop("batch_size", task.problem.batch_size)
+        if run.contestant == "defaults":
+            # Chosen here, the state of the curvature is there before the first step, and can be put back after it.
+            found = ng.explain(self.network, self.loss, *next(task.batches(TUNING_SEED, self._size)))
+            optimizer = ng.NaturalGradient(fisher={"name": "auto", "chosen": found.choice.fisher})
+        else:
+            optimizer = optimizer_of(run.contestant, options)
         self.model = ng.natural_gradient_model(self.network) if is_natural else self.network
         # XLA makes loops of CG many times slower on a CPU, and the Gram solver cannot have it.
         xla = task.problem.xla and not is_natural
-        self.model.compile(optimizer_of(run.contestant, options), self.loss, jit_compile=xla)
+        self.model.compile(optimizer, self.loss, jit_compile=xla)
         self.model.optimizer.build(self.model.trainable_variables)
         self._batches = task.batches(run.seed, self._size)
         self._evaluate = self._compiled_evaluation()

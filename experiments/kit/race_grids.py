@@ -211,7 +211,7 @@ NATURAL: dict[str, dict[str, tuple[dict[str, Any], ...]]] = {
 def grid(problem: str, contestant: str) -> tuple[Setting, ...]:
     """The settings of a contestant: arguments of its optimizer, and its batch size if not the problem's; or none."""
     if contestant == "defaults":
-        return ({},) if "gram" in NATURAL[problem] else ()
+        return ({},)
     if contestant == OWN:
         return OWN_BATCH.get(problem, ())
     if contestant in FIRST_ORDER:

@@ -167,7 +167,7 @@ _TUNED = {"gram": "Gram", "cg": "CG", "kfac": "K-FAC", "ekfac": "EKFAC"}
 
 
 def table(summary: Sequence[Row]) -> str:
-    """The table of the README, in Markdown.
+    """The table of the docs, in Markdown.
 
     Args:
         summary: rows of the summary.

@@ -20,7 +20,7 @@ from tf_natgrad.training.objective import likelihood_of_model
 from tf_natgrad.training.optimizer import NaturalGradient
 from tf_natgrad.training.plan import Data, Plan, plan_step
 from tf_natgrad.training.progress_line import ProgressLine
-from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refusals_of, update
+from tf_natgrad.training.step import Beside, Verdict, judge_step, logs_of, refusals_of, side_effects, update
 from tf_natgrad.training.train_function import TrainFunction
 
 
@@ -99,7 +99,7 @@ class NaturalGradientMixin(_keras.UnderStrategies):
         if _replicas.several():
             return logs | {REFUSED: refusal_of(refusals_of(plan, verdict))}
         # An assertion that fails ends the graph: it comes after all that is to be as the step left it.
-        with tf.control_dependencies([*tf.nest.flatten(logs), *_side_effects()]):
+        with tf.control_dependencies([*tf.nest.flatten(logs), *side_effects()]):
             judge(refusals_of(plan, verdict))
         return logs
 
@@ -284,14 +284,6 @@ def natural_gradient_model(model: keras.Model) -> NaturalGradientModel:
         return tensors[0] if len(tensors) == 1 else tensors
 
     return NaturalGradientModel(single(inputs), single(outputs), name=model.name)
-
-
-def _side_effects() -> list[tf.Operation]:
-    """The operations of the graph that is being traced that have effects; none in eager code, where all are done."""
-    graph = _keras.graph_now()
-    # To read all variables instead took longer than to write them.
-    operations = [] if graph is None else graph.get_operations()
-    return [op for op in operations if op.op_def.is_stateful and op.type not in ("ReadVariableOp", "Placeholder")]
 
 
 def _refuse_parts(model: keras.Model, variables: list[keras.Variable]) -> None:

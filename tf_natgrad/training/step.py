@@ -241,4 +241,26 @@ def refusals_of(plan: Plan, verdict: Verdict) -> list[Condition]:
     return [*found, Condition(verdict.sound, NOT_FINITE, NonFiniteError, finite=True)]
 
 
-__all__ = ["NOT_FINITE", "Beside", "Verdict", "judge_step", "logs_of", "put_back", "refusals_of", "update"]
+def side_effects() -> list[tf.Operation]:
+    """Lists the operations of the graph that is being traced that have effects.
+
+    Returns:
+        Operations; none in eager code, where all are done.
+    """
+    graph = _keras.graph_now()
+    # To read all variables instead took longer than to write them.
+    operations = [] if graph is None else graph.get_operations()
+    return [op for op in operations if op.op_def.is_stateful and op.type not in ("ReadVariableOp", "Placeholder")]
+
+
+__all__ = [
+    "NOT_FINITE",
+    "Beside",
+    "Verdict",
+    "judge_step",
+    "logs_of",
+    "put_back",
+    "refusals_of",
+    "side_effects",
+    "update",
+]

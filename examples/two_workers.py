@@ -58,7 +58,10 @@ def start_workers(count=2):
 if "TF_CONFIG" in os.environ:
     import tensorflow as tf
 
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # first of all: it waits for the other workers
+    import tf_natgrad
+
+    tf_natgrad.wait_for_workers(timeout=60)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything is computed
     print(f"worker {strategy.cluster_resolver.task_id}: {train(strategy)}", flush=True)
 else:
     sys.exit(max(worker.wait() for worker in list(start_workers())))

@@ -16,6 +16,7 @@ from tf_natgrad.training import (
     fisher_scoring,
     natural_gradient,
     natural_gradient_model,
+    wait_for_workers,
 )
 
 __version__ = "0.2.0"
@@ -54,4 +55,5 @@ __all__ = [
     "rl",
     "solvers",
     "spectrum",
+    "wait_for_workers",
 ]

@@ -202,4 +202,5 @@ DOORS = [
             "sample_weight": [floats(EXAMPLES, fill=NAN), floats(EXAMPLES, fill=-1.0)],
         },
     ),
+    Door("wait_for_workers", ng.wait_for_workers, {}, {"timeout": numbers(0.0, exclusive=True)}),
 ]

@@ -23,11 +23,21 @@ def finished(process):
     return {found["case"]: found for found in map(json.loads, out.splitlines())}
 
 
+def free_addresses(count):
+    """Addresses of this machine at which nobody listens."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+    for one in sockets:
+        one.close()
+    return addresses
+
+
+def tasks(addresses):
+    """What `TF_CONFIG` says to each worker of a cluster."""
+    cluster = {"worker": addresses}
+    return [{"cluster": cluster, "task": {"type": "worker", "index": k}} for k in range(len(addresses))]
+
+
 def pair(*cases):
     """Two processes on the loopback address, each a worker with one replica."""
-    with socket.socket() as one, socket.socket() as other:
-        for s in (one, other):
-            s.bind(("127.0.0.1", 0))
-        hosts = [f"127.0.0.1:{s.getsockname()[1]}" for s in (one, other)]
-    tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": k}} for k in range(2)]
-    return [started("worker", cases, TF_CONFIG=json.dumps(task)) for task in tasks]
+    return [started("worker", cases, TF_CONFIG=json.dumps(task)) for task in tasks(free_addresses(2))]

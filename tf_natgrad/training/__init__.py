@@ -11,6 +11,7 @@ from tf_natgrad.training.models import (
 )
 from tf_natgrad.training.natural_gradient import natural_gradient
 from tf_natgrad.training.optimizer import NaturalGradient
+from tf_natgrad.training.workers import wait_for_workers
 
 __all__ = [
     "Explanation",
@@ -23,4 +24,5 @@ __all__ = [
     "fisher_scoring",
     "natural_gradient",
     "natural_gradient_model",
+    "wait_for_workers",
 ]

@@ -24,7 +24,7 @@ def wait_for_workers(timeout: float = 600.0) -> list[str]:
     """Waits until all workers that `TF_CONFIG` names have called this function, each at its own address.
 
     Call it before `tf.distribute.MultiWorkerMirroredStrategy()`, in all workers: that waits for them as well, for long
-    and without a word. The log tells every half minute who is missing. The ports are free again for TensorFlow afterwards.
+    and without a word. The log tells every half minute who is missing. Afterwards the ports are free for TensorFlow.
 
     >>> wait_for_workers()  # without `TF_CONFIG` there is nobody to wait for
     []

@@ -70,9 +70,9 @@ def _pictures(*shape: int, classes: int = 10, noise: float = 0.7, one_hot: bool 
     return make
 
 
-def _flattened(*shape: int) -> Callable:
+def _flattened(*shape: int, classes: int = 10) -> Callable:
     """Pictures as vectors."""
-    make = _pictures(*shape)
+    make = _pictures(*shape, classes=classes)
 
     def flat(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         x, y = make(count, rng)
@@ -304,29 +304,32 @@ ZOO: dict[str, Animal] = {
     "mobilenet": Animal(_mobilenet, _pictures(32, 32, 3), _labels, 32),
     "mixed": Animal(
         _stack((784,), layers.Dense(128, **_RELU), layers.Dense(128, **_RELU), layers.Dense(10, dtype="float32")),
-        *(
-            _flattened(28, 28, 1),
-            _labels,
-            64,
-        ),
+        *(_flattened(28, 28, 1), _labels, 64),
         aside=True,
         policy="mixed_bfloat16",
     ),
     "mlp": Animal(
         _stack((784,), layers.Dense(512, **_RELU), layers.Dense(512, **_RELU), layers.Dense(10)),
-        *(
-            _flattened(28, 28, 1),
-            _labels,
-            128,
-        ),
+        *(_flattened(28, 28, 1), _labels, 128),
     ),
     "softmax": Animal(
         _stack((196,), layers.Dense(10)),
-        *(
-            _flattened(14, 14, 1),
-            _labels,
-            32,
+        *(_flattened(14, 14, 1), _labels, 32),
+        aside=True,
+    ),
+    # Many more weights than rows in a batch, and the exact step still within the budget.
+    "wide": Animal(
+        _stack((196,), layers.Dense(1024, **_RELU), layers.Dense(1024, **_RELU), layers.Dense(4)),
+        *(_flattened(14, 14, 1, classes=4), _labels, 32),
+        aside=True,
+    ),
+    "wide_conv": Animal(
+        _stack(
+            *((14, 14, 1), layers.Conv2D(16, 3, padding="same", **_RELU), layers.MaxPooling2D()),
+            *(layers.Conv2D(32, 3, padding="same", **_RELU), layers.Flatten(), layers.Dense(512, **_RELU)),
+            layers.Dense(5),
         ),
+        *(_pictures(14, 14, 1, classes=5), _labels, 32),
         aside=True,
     ),
 }

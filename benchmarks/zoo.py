@@ -73,10 +73,17 @@ def row_of(name: str, seconds: float, seed: int) -> dict[str, Any]:
         gc.collect()
 
 
+def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
+    """What was measured before."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def table_of(path: pathlib.Path) -> str:
     """The table of the docs, in Markdown."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = sorted(rows_of(path), key=lambda row: list(ZOO).index(row["model"]))
     header = (
         *("model", "weights, batch", "way", "step: predicted", "measured", "first step, s (Adam's)"),
         *("test loss", "Adam's", "Adam's after as many steps"),
@@ -103,7 +110,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(ZOO), help=f"some of {', '.join(ZOO)} (default: all)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of training for each optimizer (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default 0)")
-    parser.add_argument("--out", type=pathlib.Path, default=FIGURES / "zoo.csv", help="the CSV file")
+    parser.add_argument("--out", type=pathlib.Path, default=FIGURES / "zoo.csv", help="CSV file; rows of others stay")
     parser.add_argument("--table", action="store_true", help="print the table of the CSV file, and nothing else")
     options = parser.parse_args()
     names = options.models.split(",")
@@ -111,8 +118,11 @@ def main() -> None:
     if unknown or options.seconds <= 0:
         parser.error(f"unknown models: {', '.join(unknown)}" if unknown else "--seconds must be positive")
     if not options.table:
-        file = CsvFile(options.out)
+        kept = [row for row in rows_of(options.out) if row["model"] not in names]
+        file = CsvFile(options.out, COLUMNS)
         file.clear()
+        for row in kept:
+            file.append(row)
         for name in progress_bar(names, desc="zoo", unit="model"):
             row = row_of(name, options.seconds, options.seed)
             file.append({column: row[column] for column in COLUMNS})

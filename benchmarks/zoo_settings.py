@@ -45,6 +45,7 @@ RECIPES: dict[str, tuple[Any, dict[str, dict[str, Any]]]] = {
             "max_kl 0.03": {"max_kl": 0.03},
             "max_kl 0.3": {"max_kl": 0.3},
             "momentum 0.9": {"momentum": 0.9},
+            "K-FAC, fixed": {"fisher": {"name": "kfac", "recipe": "fixed"}},
         },
     ),
     "kfac, fixed": (
@@ -93,7 +94,7 @@ def _optimizer(fisher: Any, changed: dict[str, Any]) -> ng.NaturalGradient:
     damping = changed.get("damping")
     if isinstance(damping, dict):
         changed = changed | {"damping": ng.LevenbergMarquardt(**damping)}
-    return ng.NaturalGradient(fisher=fisher, **changed)
+    return ng.NaturalGradient(**{"fisher": fisher} | changed)
 
 
 def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
@@ -126,6 +127,8 @@ def table_of(path: pathlib.Path) -> str:
 def main() -> None:
     """Runs all settings and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="", help="some of the half aside (default: all)")
+    parser.add_argument("--settings", default="", help="some settings, separated by semicolons (default: all)")
     parser.add_argument("--seconds", type=float, default=6.0, help="of training for each run (default 6)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each (default 2)")
     parser.add_argument(
@@ -134,12 +137,15 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the tables of the CSV file, and nothing else")
     options = parser.parse_args()
     if not options.table:
-        aside = {name: recipe_of(name) for name, animal in ZOO.items() if animal.aside}
+        names = options.models.split(",") if options.models else [n for n, animal in ZOO.items() if animal.aside]
+        wanted = {AS_IT_COMES, *options.settings.split(";")} if options.settings else None
+        aside = {name: recipe_of(name) for name in names}
         runs = [
             (name, recipe, setting, seed, options.seconds)
             for seed in range(options.seeds)
             for name, recipe in aside.items()
             for setting in (AS_IT_COMES, *RECIPES[recipe][1])
+            if wanted is None or setting in wanted
         ]
         done = {tuple(row[column] for column in KEY) for row in rows_of(options.out)}
         runs = [one for one in runs if tuple(map(str, one)) not in done]

@@ -95,9 +95,17 @@ def test_products_of_rows_are_those_that_numpy_makes():
 
 
 def test_the_exact_step_is_taken_within_the_budget():
-    found = network([layers.Dense(200, "relu"), layers.Dense(3)], (50,))
+    found = network([layers.Dense(30, "relu"), layers.Dense(3)], (50,))
     assert chosen(found).name == "exact Gram step"
     assert chosen(found, allowed=("exact",)).solver == "gram"
+
+
+def test_few_rows_for_many_weights_go_to_kfac():
+    for units, fisher in ((150, "exact"), (400, "kfac, fixed")):
+        found = network([layers.Dense(units, "relu"), layers.Dense(3)])
+        assert (found.size > 128 * 16) == (fisher != "exact")
+        assert chosen(found).fisher == fisher
+        assert chosen(found, allowed=("exact",)).solver == "gram"
 
 
 def test_many_rows_go_to_kfac_by_the_size_of_the_batch():
@@ -157,7 +165,7 @@ def test_free_memory_is_what_the_host_says(monkeypatch):
 
 
 def test_the_table_shows_every_way_and_the_choice():
-    model = keras.Sequential([keras.Input((50,)), layers.Dense(200, "relu"), layers.Dense(3)])
+    model = keras.Sequential([keras.Input((50,)), layers.Dense(30, "relu"), layers.Dense(3)])
     found = ng.explain(model, sparse(), tf.zeros([8, 50]))
     text = str(found)
     assert all(way.name in text for way in found.ways)

@@ -12,6 +12,9 @@ from tf_natgrad.preconditioners._recipes import FEW_EXAMPLES
 
 # Iterations of conjugate gradients below which their direction is hardly better than the gradient.
 _FEWEST = 10
+# Weights for each row of a batch's Fisher from which on K-FAC trained better in the same time (`docs/choosing.md`): few
+# rows tell of few directions, and the exact step fits their noise.
+_WEIGHTS_PER_ROW = 128
 # The share of the free memory that a step may take.
 _SHARE = 0.7
 
@@ -42,8 +45,9 @@ def ways_of(network: Network, machine: Machine, budget: float) -> list[Way]:
 def choose(ways: Sequence[Way], network: Network, budget: float, memory: float, allowed: Collection[str]) -> Way:
     """Chooses the way of taking a step.
 
-    The exact step where it is within the budget; else K-FAC, by the recipe for the size of the batch; else the cheapest
-    one. What takes too much memory, or does not exist, is left out.
+    The exact step where it is within the budget and the batch has rows enough for the number of weights; else K-FAC, by
+    the recipe for the size of the batch; else the cheapest one. What takes too much memory, or does not exist, is left
+    out.
 
     Args:
         ways: all of them.
@@ -59,11 +63,14 @@ def choose(ways: Sequence[Way], network: Network, budget: float, memory: float, 
     # Conjugate gradients hold next to nothing, and always exist.
     possible = possible or [w for w in ways if w.solver == "cg"]
     within = [w for w in possible if w.gradients <= budget]
+    rows = network.columns["exact"] * network.examples
     # Of a matrix of all weights there is no need where the Gram matrix is smaller.
-    solvers = ("gram", "dense") if network.size < network.columns["exact"] * network.examples else ("gram",)
+    solvers = ("gram", "dense") if network.size < rows else ("gram",)
     solved = [w for w in within if w.fisher == "exact" and w.solver in solvers]
     recipe = "kfac, fixed" if network.examples < FEW_EXAMPLES else "kfac"
-    preferred = solved or [w for w in within if w.fisher == recipe] or within or possible
+    averaged = [w for w in within if w.fisher == recipe]
+    first, second = (averaged, solved) if network.size > _WEIGHTS_PER_ROW * rows else (solved, averaged)
+    preferred = first or second or within or possible
     return min(preferred, key=lambda w: w.gradients)
 
 

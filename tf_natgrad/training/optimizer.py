@@ -59,14 +59,14 @@ class NaturalGradient(_keras.SeparateWeightDecay, _keras.SameOnAllReplicas, Unde
         solver: `"auto"`, `"gram"`, `"cg"`, `"svd"`, `"cholesky"`, or a solver of `tf_natgrad.solvers`. `"auto"` is the
             most exact one whose step takes at most `budget` gradients, or the cheapest; `ng.explain` shows them all.
         fisher: `"auto"`, which is decided at the first batch by what a step would cost: `"exact"` where it is within
-            the budget and there are at most 128 weights for each row of the batch's Fisher, else `"kfac"`. It is `"exact"` on several replicas, and where a solver, a rate, a damping or
-            another number that belongs to it is given. `"exact"`, or `"mc"`: one label per example (for outputs `[N, T,
-            C]`, one at each of its positions) is drawn from the model at each step. The Gram matrix is then of the size
-            of the batch, whatever the number of outputs and positions: each example is one row, summed over its
-            positions. The direction is scaled to the minimum of the damped quadratic model with the exact Fisher, which
-            takes one more product with the Jacobian. Or `"kfac"`, `"ekfac"`, or one of `tf_natgrad.preconditioners`:
-            curvature that is averaged over batches; of the object a new one with the same arguments is used,
-            `optimizer.preconditioner`.
+            the budget and there are at most 128 weights for each row of the batch's Fisher, else `"kfac"`. It is
+            `"exact"` on several replicas, and where a solver, a rate, a damping or another number that belongs to it is
+            given. `"exact"`, or `"mc"`: one label per example (for outputs `[N, T, C]`, one at each of its positions)
+            is drawn from the model at each step. The Gram matrix is then of the size of the batch, whatever the number
+            of outputs and positions: each example is one row, summed over its positions. The direction is scaled to the
+            minimum of the damped quadratic model with the exact Fisher, which takes one more product with the Jacobian.
+            Or `"kfac"`, `"ekfac"`, or one of `tf_natgrad.preconditioners`: curvature that is averaged over batches; of
+            the object a new one with the same arguments is used, `optimizer.preconditioner`.
         momentum: for one batch (`"auto"`: 0) the multiple `mu` of the last direction `d` to which the damping pulls:
             `(F + damping I)^-1 (g + damping mu d)`, below 1. 0 for none. It needs a damping. Or `"optimal"`: the
             combination of this direction and the last one at which the damped quadratic model with the exact Fisher is

@@ -22,6 +22,10 @@ DRAWN = {
     ("trpo", "."): {"trpo_learning.png", "trpo_curvature.png"},
     ("pde", "."): {"pde.png", "pde_solutions.png"},
     ("races", "."): {f"races_{name}.png" for name in ("blog", "mlp", "conv", "autoencoder", "regression")},
+    ("races", "defaults"): {
+        f"races_{name}.png"
+        for name in ("blog", "mlp", "conv", "autoencoder_low", "sigmoid", "deep", "resnet", "regression")
+    },
     ("races", "kfac"): {
         f"races_{name}.png" for name in ("mlp", "conv", "autoencoder_low", "sigmoid", "deep", "resnet")
     },

@@ -13,6 +13,7 @@ import tf_natgrad as ng
 from tf_natgrad.errors import GramMismatchError
 from tf_natgrad.layers import gram_mismatch, tolerated_mismatch
 from tf_natgrad.operators import Fisher
+from tf_natgrad.solvers.gram import is_consistent
 
 
 class InputGradient(ng.NaturalGradientMixin, keras.Model):
@@ -227,6 +228,14 @@ RIGHT = {
     "attention": lambda: [layers.Reshape((8, 8)), layers.LayerNormalization(), layers.LSTM(5), layers.Dense(3)],
     "sequence": lambda: [layers.Reshape((8, 8)), layers.Dense(5, "gelu"), layers.Dense(3)],
 }
+
+
+@pytest.mark.parametrize(("share", "consistent"), [(4.2e-4, True), (0.02, False), (-0.02, False)])
+def test_what_rounding_may_explain(share, consistent):
+    # The first was seen in a step of the blog about to explode: the gradient through a nearly certain softmax cancels.
+    one = tf.ones([1])
+    value = tf.sqrt(tf.constant([1.0 + share]))
+    assert bool(is_consistent(one[None], one, one, value, 2.0**-23)) == consistent
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
